@@ -1,0 +1,39 @@
+//! tproxyd: a transparent proxy daemon for routers.
+//!
+//! One sentence runs through the code: socket → intercept → classify → dial → relay → account.
+//!
+//! ```text
+//!                          main ─ cli
+//!                            │
+//!   event_loop ── control ── helper ── netfilter   the process (runs once; event_loop alone reads the clock)
+//!        │
+//!     session   intercept → tcp|udp → dial → relay     one connection, stage to stage
+//!        ├── resolve                                   names of the outbounds' servers
+//!   ┌────┴────┬──────────┬─────────┬────────┐
+//! policy    proto      store      sys     stats        leaves: know nothing of each other
+//!   ▲
+//! config (uci → typed options → Config)
+//! ```
+//!
+//! Words: *client* (the device behind the router), *orig_dst* (where it wanted to go), *outbound* (a way out), *session*
+//! (TCP), *mapping* and *destination entry* (UDP), *verdict* (which outbound a flow gets), *up* (from the client), *down*.
+
+pub mod budget;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod error;
+pub mod event_loop;
+pub mod helper;
+pub mod log_sink;
+pub mod netfilter;
+pub mod policy;
+pub mod proto;
+pub mod reload;
+pub mod resolve;
+pub mod session;
+pub mod stats;
+pub mod store;
+pub mod sys;

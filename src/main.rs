@@ -1,0 +1,5 @@
+//! Contents page: command line → configuration → the command.
+
+fn main() -> std::process::ExitCode {
+    tproxyd::cli::main()
+}

@@ -1,0 +1,113 @@
+//! Counters. Plain `u64`: one thread counts, and mips32 has no 64-bit atomics.
+
+/// Why something was dropped or refused, as `status` and `metrics` name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Drop {
+    /// A connection or datagram that came to the listener's port without having been intercepted.
+    NotIntercepted,
+    /// A datagram whose original destination the kernel did not tell.
+    NoDestination,
+    /// A datagram longer than 65,507 bytes, or than the way out can carry.
+    TooLarge,
+    /// A datagram for which the way out had no room.
+    NoRoom,
+    /// A datagram that came while four others waited for the outbound, or while no buffer was free.
+    NotReady,
+    /// A datagram that could not be sent: no route, refused by the firewall.
+    Unsendable,
+    /// A datagram from a proxy that makes no sense.
+    Malformed,
+    /// A rule or outbound says drop or reject.
+    ByRule,
+    /// An ICMP error that was not sent because there were too many.
+    IcmpRate,
+    /// A session that got no socket because descriptors or kernel memory ran out.
+    NoDescriptor,
+}
+
+impl Drop {
+    /// All, in order of their numbers.
+    pub const ALL: [Drop; 10] = [
+        Drop::NotIntercepted,
+        Drop::NoDestination,
+        Drop::TooLarge,
+        Drop::NoRoom,
+        Drop::NotReady,
+        Drop::Unsendable,
+        Drop::Malformed,
+        Drop::ByRule,
+        Drop::IcmpRate,
+        Drop::NoDescriptor,
+    ];
+
+    /// The name in `status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Drop::NotIntercepted => "not_intercepted",
+            Drop::NoDestination => "no_destination",
+            Drop::TooLarge => "too_large",
+            Drop::NoRoom => "no_room",
+            Drop::NotReady => "not_ready",
+            Drop::Unsendable => "unsendable",
+            Drop::Malformed => "malformed",
+            Drop::ByRule => "by_rule",
+            Drop::IcmpRate => "icmp_rate",
+            Drop::NoDescriptor => "no_descriptor",
+        }
+    }
+}
+
+/// Counters of one table.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Table {
+    /// Sessions or mappings that were opened.
+    pub total: u64,
+    /// Those that could not be opened.
+    pub refused: u64,
+    /// Those that made room for others.
+    pub evicted: u64,
+}
+
+/// Everything that is counted but does not belong to an outbound or a rule.
+#[derive(Debug, Clone, Default)]
+pub struct Stats {
+    /// TCP sessions.
+    pub tcp: Table,
+    /// UDP mappings.
+    pub udp: Table,
+    /// How often accepting paused because the TCP table was full or resources had run out.
+    pub accept_paused: u64,
+    /// How often a TCP read went on without a buffer because the pool was empty.
+    pub pool_empty: u64,
+    drops: [u64; Drop::ALL.len()],
+}
+
+impl Stats {
+    /// Counts a drop.
+    pub fn drop(&mut self, reason: Drop) {
+        self.drops[reason as usize] += 1;
+    }
+
+    /// How often `reason` was counted.
+    pub fn dropped(&self, reason: Drop) -> u64 {
+        self.drops[reason as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_counts_for_itself() {
+        let mut stats = Stats::default();
+        for (n, reason) in Drop::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, n, "{} stands at its number", reason.name());
+            for _ in 0..=n {
+                stats.drop(reason);
+            }
+        }
+        assert!(Drop::ALL.into_iter().enumerate().all(|(n, reason)| stats.dropped(reason) == n as u64 + 1));
+    }
+}
