@@ -1,0 +1,75 @@
+//! A netlink socket: open, send, receive. What the messages mean is said by whoever sends them (`netfilter`).
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+/// Which part of the kernel answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Addresses, links, routes, rules: rtnetlink(7).
+    Route,
+    /// Connection tracking.
+    Netfilter,
+}
+
+/// A blocking netlink socket. For use once in a while, by the helper and by commands; never on the event loop.
+#[derive(Debug)]
+pub struct Netlink {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// Opens a socket to `family` in this process's network namespace.
+    ///
+    /// # Errors
+    /// `EPROTONOSUPPORT` if the kernel was built without that family.
+    pub fn open(family: Family) -> io::Result<Netlink> {
+        let protocol = match family {
+            Family::Route => SockProtocol::NetlinkRoute,
+            Family::Netfilter => SockProtocol::NetlinkNetFilter,
+        };
+        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        socket::setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))?;
+        Ok(Netlink { fd, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
+    }
+
+    /// Sends `message`, which begins with a `struct nlmsghdr`; length and sequence number are filled in here. Returns the
+    /// sequence number that the answers carry.
+    ///
+    /// # Errors
+    /// Those of send(2); `EINVAL` for a message shorter than its header.
+    pub fn send(&mut self, message: &mut [u8]) -> io::Result<u32> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        message.get_mut(0..4).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(&length.to_ne_bytes());
+        message.get_mut(8..12).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(&self.sequence.to_ne_bytes());
+        socket::send(self.fd.as_raw_fd(), message, MsgFlags::empty())?;
+        Ok(self.sequence)
+    }
+
+    /// One datagram, which holds one or more messages.
+    ///
+    /// # Errors
+    /// Those of recv(2); `TimedOut` if the kernel says nothing for 5 s, `ENOBUFS` if answers were lost.
+    pub fn receive(&mut self) -> io::Result<&[u8]> {
+        loop {
+            match socket::recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Ok(n) => return Ok(self.buffer.get(..n).unwrap_or_default()),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(nix::errno::Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// Longest wait for an answer. The kernel answers at once or not at all.
+const ANSWER_SECONDS: i64 = 5;
+
+/// The kernel makes dump datagrams no longer than the longest receive it has seen, 32 KB at most (`af_netlink.c`).
+const BUFFER_BYTES: usize = 32 * 1024;
