@@ -1,0 +1,9 @@
+//! Memory, slots and deadlines of fixed size. No sockets, no clock.
+#![forbid(unsafe_code)]
+
+pub mod endpoint;
+pub mod index;
+pub mod lru;
+pub mod pool;
+pub mod slab;
+pub mod timers;
