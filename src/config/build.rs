@@ -1,0 +1,289 @@
+//! Checked sections → [`Config`]: what has to be given, names looked up, and what must agree between sections.
+
+use std::collections::BTreeMap;
+
+use super::check::Checked;
+use super::cross;
+use super::model::*;
+use super::report::{Report, nearest};
+use super::schema;
+use super::sets::{self, Open};
+use super::uci::shown;
+use super::value::{Addresses, Value};
+use super::{Env, auto};
+
+/// Builds all of it. What is wrong is reported, and the configuration then not to be used.
+pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, report: &mut Report<'_>) -> Config {
+    let (sets, set_places) = sets::build(sections, env, open, report);
+    let names = Names { outbounds: outbound_places(sections, report), sets: set_places };
+    let enabled =
+        |kind: &'static str| sections.iter().filter(move |section| section.of.name == kind && section.enabled);
+
+    let globals = globals(sections, &names, env, report);
+    let outbounds: Vec<Outbound> = enabled("outbound").map(|section| outbound(section, &names, report)).collect();
+    let listeners: Vec<Listener> =
+        enabled("listener").take(MOST_LISTENERS).map(|section| listener(section, &names, report)).collect();
+    if let Some(section) = enabled("listener").nth(MOST_LISTENERS) {
+        report.error(section.line, format!("more than {MOST_LISTENERS} listeners"));
+    }
+    let rules: Vec<Rule> = enabled("rule").map(|section| rule(section, &names, &sets, report)).collect();
+
+    cross::no_circle_of_udp_outbounds(&outbounds, sections, report);
+    cross::no_port_twice(&listeners, report);
+    cross::overlapping_listeners(&listeners, report);
+    cross::listeners_without_their_set(&listeners, &sets, report);
+    cross::rules_never_reached(&rules, report);
+    if listeners.is_empty() {
+        report.warn(0, "no listener is enabled: nothing is intercepted");
+    }
+    Config { globals, listeners, outbounds, sets, rules, warnings: Vec::new() }
+}
+
+/// Where the names of outbounds and sets lead.
+struct Names {
+    outbounds: BTreeMap<String, OutboundPlace>,
+    sets: BTreeMap<String, u16>,
+}
+
+enum OutboundPlace {
+    Enabled(u16),
+    /// Line of its section.
+    Disabled(u32),
+}
+
+fn outbound_places(sections: &[Checked<'_>], report: &mut Report<'_>) -> BTreeMap<String, OutboundPlace> {
+    let mut places = BTreeMap::new();
+    let mut next = 0u16;
+    for section in sections.iter().filter(|section| section.of.name == "outbound") {
+        let place = if section.enabled { OutboundPlace::Enabled(next) } else { OutboundPlace::Disabled(section.line) };
+        places.insert(section.name().to_owned(), place);
+        if section.enabled {
+            match next.checked_add(1) {
+                Some(more) => next = more,
+                None => {
+                    report.error(section.line, format!("more than {} outbounds", u16::MAX));
+                    break;
+                }
+            }
+        }
+    }
+    places
+}
+
+impl Names {
+    /// The outbound that `option` names. A default or a mistake, which is reported, is `otherwise`.
+    fn target(&self, section: &Checked<'_>, option: &str, otherwise: Target, report: &mut Report<'_>) -> Target {
+        let Some(name) = section.text(option) else { return otherwise };
+        let (line, title) = (section.line_of(option), &section.title);
+        match name.as_str() {
+            "direct" => return Target::Direct,
+            "reject" => return Target::Reject,
+            "drop" => return Target::Drop,
+            _ => {}
+        }
+        match self.outbounds.get(&name) {
+            Some(OutboundPlace::Enabled(place)) => return Target::Outbound(*place),
+            Some(OutboundPlace::Disabled(at)) => {
+                report.error(line, format!("{title}: {option} '{name}' is disabled (line {at})"));
+            }
+            None => {
+                let known = self.outbounds.keys().map(String::as_str).chain(["direct", "reject", "drop"]);
+                let hint = near(&name, known, "direct, reject or drop, or config outbound");
+                report.error(line, format!("{title}: {option} '{}' is no outbound; {hint}", shown(&name)));
+            }
+        }
+        otherwise
+    }
+
+    fn addresses(&self, section: &Checked<'_>, option: &str, report: &mut Report<'_>) -> Values<AddressMatch> {
+        let mut matches = Values::default();
+        for (line, value) in section.values(option) {
+            let Value::Addresses { not, what } = value else { continue };
+            let what = match what {
+                Addresses::Range { range, .. } => AddressMatch::Range(range),
+                Addresses::Set(name) => match self.sets.get(&name) {
+                    Some(place) => AddressMatch::Set(*place),
+                    None => {
+                        let hint = near(&name, self.sets.keys().map(String::as_str), "config set");
+                        let title = &section.title;
+                        report.error(line, format!("{title}: {option} '@{}' is no set; {hint}", shown(&name)));
+                        continue;
+                    }
+                },
+            };
+            if not { matches.not.push(what) } else { matches.plain.push(what) }
+        }
+        matches
+    }
+}
+
+fn near<'n>(name: &str, known: impl IntoIterator<Item = &'n str>, otherwise: &str) -> String {
+    match nearest(name, known) {
+        Some(near) => format!("nearest is '{near}'"),
+        None => format!("expected {otherwise} '{}'", shown(name)),
+    }
+}
+
+fn globals(sections: &[Checked<'_>], names: &Names, env: &Env, report: &mut Report<'_>) -> Globals {
+    let mut all = sections.iter().filter(|section| section.of.name == "globals");
+    let none = Checked::absent(&schema::GLOBALS_SECTION);
+    let section = all.next().unwrap_or(&none);
+    for second in all {
+        report.error(second.line, format!("globals a second time: the first is on line {}", section.line));
+    }
+    let mark = |option| section.mark(option).unwrap_or(Mark { value: 0, mask: 0 });
+    let globals = Globals {
+        enabled: section.flag("enabled"),
+        log_level: section.word("log_level").and_then(|level| level.parse().ok()).unwrap_or(log::LevelFilter::Info),
+        default: names.target(section, "default", Target::Direct, report),
+        kernel_verdicts: section.flag("kernel_verdicts"),
+        on_failure: if section.word("on_failure") == Some("block") { OnFailure::Block } else { OnFailure::Direct },
+        mark: mark("mark"),
+        self_mark: mark("self_mark"),
+        table: number(section, "table"),
+        rule_priority: number(section, "rule_priority"),
+        backend: match section.word("backend") {
+            Some("nft") => Backend::Nft,
+            Some("iptables") => Backend::Iptables,
+            _ => Backend::Auto,
+        },
+        tcp_sessions: section
+            .number("tcp_sessions")
+            .map_or(auto::sessions_within(env.total_memory, env.descriptors), saturated),
+        udp_sessions: section
+            .number("udp_sessions")
+            .map_or(auto::sessions_within(env.total_memory, env.descriptors), saturated),
+        relay_memory: section.number("relay_memory").unwrap_or(auto::relay_memory(env.total_memory)),
+        control: section.path("control"),
+        resolver: section.resolver("resolver").unwrap_or(Resolver::File("/etc/resolv.conf".into())),
+        sandbox: section.flag("sandbox"),
+    };
+    cross::globals(section, &globals, report);
+    globals
+}
+
+fn number(section: &Checked<'_>, option: &str) -> u32 {
+    section.number(option).map_or(0, saturated)
+}
+
+fn saturated(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// Reports an option that the section can't do without.
+fn required(section: &Checked<'_>, option: &str, why: &str, report: &mut Report<'_>) {
+    if !section.has(option) {
+        report.error(section.line, format!("{} needs option {option}{why}", section.title));
+    }
+}
+
+fn listener(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Listener {
+    let title = &section.title;
+    required(section, "port", "", report);
+    let intercepts = matches!(section.word("mode"), Some("tproxy" | "redirect"));
+    if intercepts && !section.has("device") && !section.has("network") {
+        let message = format!("{title} needs list device or list network: it never catches everything");
+        report.error(section.line, message);
+    }
+    let address = section.address("address");
+    let families = match (section.families(), address) {
+        (given, None) => given,
+        (given, Some(address)) => {
+            // The unspecified IPv6 address is the dual-stack wildcard; any other address has one family.
+            let own = Families { v4: address.is_ipv4(), v6: address.is_ipv6() };
+            let both = address.is_ipv6() && address.is_unspecified();
+            let left = Families { v4: given.v4 && (own.v4 || both), v6: given.v6 && own.v6 };
+            if !left.v4 && !left.v6 {
+                report.error(section.line_of("address"), format!("{title}: address {address} is not of its family"));
+            }
+            left
+        }
+    };
+    Listener {
+        name: section.name().to_owned(),
+        label: section.text("label"),
+        line: section.line,
+        mode: Mode::Tproxy,
+        port: section.number("port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
+        address,
+        device: section.texts("device").into_iter().map(|(_, name)| name).collect(),
+        network: section.texts("network").into_iter().map(|(_, name)| name).collect(),
+        protos: section.protos(),
+        families,
+        src_ip: names.addresses(section, "src_ip", report),
+        src_mac: section.macs("src_mac"),
+        src_port: section.ports("src_port"),
+        dest_ip: names.addresses(section, "dest_ip", report),
+        dest_port: section.ports("dest_port"),
+    }
+}
+
+fn outbound(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Outbound {
+    required(section, "type", "", report);
+    let kind = match section.word("type") {
+        Some("socks5") => socks5(section, report),
+        Some("reject") => OutboundKind::Reject,
+        Some("drop") => OutboundKind::Drop,
+        // Types that this build doesn't have were refused by the schema.
+        _ => OutboundKind::Direct,
+    };
+    let time = |option| section.time(option).unwrap_or_default();
+    Outbound {
+        name: section.name().to_owned(),
+        label: section.text("label"),
+        line: section.line,
+        kind,
+        udp: section.flag("udp"),
+        udp_outbound: names.target(section, "udp_outbound", Target::Reject, report),
+        connect_timeout: time("connect_timeout"),
+        idle_timeout: time("idle_timeout"),
+        udp_timeout: time("udp_timeout"),
+    }
+}
+
+fn socks5(section: &Checked<'_>, report: &mut Report<'_>) -> OutboundKind {
+    required(section, "server", "", report);
+    required(section, "port", "", report);
+    for (given, other) in [("username", "password"), ("password", "username")] {
+        if section.has(given) && !section.has(other) {
+            let message = format!("{}: {given} without {other}; socks5 has both or none", section.title);
+            report.error(section.line_of(given), message);
+        }
+    }
+    let credentials = section.text("username").zip(section.text("password"));
+    OutboundKind::Socks5 {
+        server: Server {
+            host: section.host("server").unwrap_or_else(|| Host::Name(String::new())),
+            port: section.number("port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
+        },
+        credentials: credentials.map(|(username, password)| Credentials { username, password }),
+    }
+}
+
+fn rule(section: &Checked<'_>, names: &Names, sets: &[Set], report: &mut Report<'_>) -> Rule {
+    required(section, "outbound", ": any outbound's name, or direct, reject, drop", report);
+    let rule = Rule {
+        number: section.number,
+        name: section.text("name"),
+        line: section.line,
+        active: true,
+        protos: section.protos(),
+        families: section.families(),
+        src_ip: names.addresses(section, "src_ip", report),
+        src_port: section.ports("src_port"),
+        dest_ip: names.addresses(section, "dest_ip", report),
+        dest_port: section.ports("dest_port"),
+        outbound: names.target(section, "outbound", Target::Reject, report),
+    };
+    cross::families_that_meet(section, "src_ip", rule.families, &rule.src_ip, report);
+    cross::families_that_meet(section, "dest_ip", rule.families, &rule.dest_ip, report);
+    let missing = cross::incomplete_exclusion([&rule.src_ip, &rule.dest_ip], sets);
+    if let Some(set) = missing {
+        let message = format!("{} is inactive: it excludes set '{}', which is not complete", section.title, set.name);
+        report.warn(section.line, message);
+    }
+    Rule { active: missing.is_none(), ..rule }
+}
+
+/// Each takes descriptors, and rules of its own in the kernel.
+const MOST_LISTENERS: usize = 256;

@@ -1,0 +1,339 @@
+//! The configuration as the program uses it: typed, validated, immutable. No text, no clock, no network.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A whole configuration file, validated. A reload builds a new one and compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `config globals`.
+    pub globals: Globals,
+    /// Every `config listener` in file order, disabled ones left out.
+    pub listeners: Vec<Listener>,
+    /// Every `config outbound` in file order, disabled ones left out. [`Target::Outbound`] is an index into this.
+    pub outbounds: Vec<Outbound>,
+    /// Every `config set`. [`AddressMatch::Set`] is an index into this.
+    pub sets: Vec<Set>,
+    /// Every `config rule` in file order, disabled ones left out; [`Rule::number`] still counts them.
+    pub rules: Vec<Rule>,
+    /// What is odd but does not stop the start (`file:line: …`).
+    pub warnings: Vec<String>,
+}
+
+/// Where a flow goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Built-in: straight out, by the process.
+    Direct,
+    /// Built-in: a TCP reset, an ICMP port unreachable.
+    Reject,
+    /// Built-in: silence.
+    Drop,
+    /// An index into [`Config::outbounds`].
+    Outbound(u16),
+}
+
+/// `config globals`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Globals {
+    /// `option enabled`: false makes `run` say so and end with status 0.
+    pub enabled: bool,
+    /// `option log_level`.
+    pub log_level: log::LevelFilter,
+    /// `option default`: where flows go that no rule matches.
+    pub default: Target,
+    /// `option kernel_verdicts`.
+    pub kernel_verdicts: bool,
+    /// `option on_failure`.
+    pub on_failure: OnFailure,
+    /// `option mark`: fwmark and conntrack mark of what is intercepted.
+    pub mark: Mark,
+    /// `option self_mark`: fwmark of the daemon's own packets.
+    pub self_mark: Mark,
+    /// `option table`: number of the routing table.
+    pub table: u32,
+    /// `option rule_priority`: preference of the `ip rule`.
+    pub rule_priority: u32,
+    /// `option backend`.
+    pub backend: Backend,
+    /// `option tcp_sessions`, auto resolved: 16 to 16384.
+    pub tcp_sessions: u32,
+    /// `option udp_sessions`, auto resolved: 16 to 16384.
+    pub udp_sessions: u32,
+    /// `option relay_memory` in bytes, auto resolved.
+    pub relay_memory: u64,
+    /// `option control`.
+    pub control: PathBuf,
+    /// `option resolver`.
+    pub resolver: Resolver,
+    /// `option sandbox`.
+    pub sandbox: bool,
+}
+
+/// A fwmark that touches only the bits of its mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The bits to set; none outside `mask`.
+    pub value: u32,
+    /// The bits that belong to us.
+    pub mask: u32,
+}
+
+/// What happens to traffic while the daemon does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It flows as if tproxyd were not installed.
+    Direct,
+    /// It is dropped.
+    Block,
+}
+
+/// Which packet filter carries the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// nft where there is one.
+    Auto,
+    /// nftables.
+    Nft,
+    /// iptables (fw3 routers).
+    Iptables,
+}
+
+/// Who is asked for the names of the outbounds' servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolver {
+    /// A file in the form of resolv.conf(5).
+    File(PathBuf),
+    /// One server.
+    Server(SocketAddr),
+}
+
+/// Which transport protocols: `option proto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protos {
+    /// TCP is meant.
+    pub tcp: bool,
+    /// UDP is meant.
+    pub udp: bool,
+}
+
+/// Which address families: `option family` (`any`, `ipv4`, `ipv6`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Families {
+    /// IPv4 is meant.
+    pub v4: bool,
+    /// IPv6 is meant.
+    pub v6: bool,
+}
+
+/// Plain values and `!` values of one kind: it matches if it has no plain value or one matches, and no `!` value does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Values<T> {
+    /// Values without `!`.
+    pub plain: Vec<T>,
+    /// Values with `!`.
+    pub not: Vec<T>,
+}
+
+impl<T> Default for Values<T> {
+    fn default() -> Self {
+        Values { plain: Vec::new(), not: Vec::new() }
+    }
+}
+
+impl<T> Values<T> {
+    /// True if the kind was not given at all, and so matches everything.
+    pub fn is_empty(&self) -> bool {
+        self.plain.is_empty() && self.not.is_empty()
+    }
+}
+
+/// Addresses from `first` to `last`, both included, of one family. A prefix is such a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IpRange {
+    /// Lowest address.
+    pub first: IpAddr,
+    /// Highest address; same family as `first`, not below it.
+    pub last: IpAddr,
+}
+
+/// One value of `src_ip` or `dest_ip`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressMatch {
+    /// An address, prefix or range.
+    Range(IpRange),
+    /// `@name`: an index into [`Config::sets`].
+    Set(u16),
+}
+
+/// Ports from `first` to `last`, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// Lowest port.
+    pub first: u16,
+    /// Highest port, not below `first`.
+    pub last: u16,
+}
+
+/// A MAC address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+/// `config listener`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Section name.
+    pub name: String,
+    /// `option label`, for people.
+    pub label: Option<String>,
+    /// Line of the section in its file.
+    pub line: u32,
+    /// `option mode`.
+    pub mode: Mode,
+    /// `option port`.
+    pub port: u16,
+    /// `option address`; `None` is any address.
+    pub address: Option<IpAddr>,
+    /// `list device`: interface names, a trailing `*` is a wildcard.
+    pub device: Vec<String>,
+    /// `list network`: OpenWrt network names, to be resolved to devices.
+    pub network: Vec<String>,
+    /// `option proto`.
+    pub protos: Protos,
+    /// `option family`.
+    pub families: Families,
+    /// `list src_ip`.
+    pub src_ip: Values<AddressMatch>,
+    /// `list src_mac`.
+    pub src_mac: Values<Mac>,
+    /// `list src_port`.
+    pub src_port: Values<PortRange>,
+    /// `list dest_ip`.
+    pub dest_ip: Values<AddressMatch>,
+    /// `list dest_port`.
+    pub dest_port: Values<PortRange>,
+}
+
+/// How packets reach a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// nftables TPROXY.
+    Tproxy,
+}
+
+/// `config outbound`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbound {
+    /// Section name.
+    pub name: String,
+    /// `option label`, for people.
+    pub label: Option<String>,
+    /// Line of the section in its file.
+    pub line: u32,
+    /// `option type` with what belongs to it.
+    pub kind: OutboundKind,
+    /// `option udp`: whether it carries UDP.
+    pub udp: bool,
+    /// `option udp_outbound`: where UDP goes if not. Never leads in a circle.
+    pub udp_outbound: Target,
+    /// `option connect_timeout`: until the destination has answered, handshakes included.
+    pub connect_timeout: Duration,
+    /// `option idle_timeout`: TCP with no byte either way.
+    pub idle_timeout: Duration,
+    /// `option udp_timeout`: a UDP flow with no datagram (to port 53 alone: 10 s).
+    pub udp_timeout: Duration,
+}
+
+/// `option type` of an outbound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutboundKind {
+    /// Straight out.
+    Direct,
+    /// RFC 1928.
+    Socks5 {
+        /// The proxy.
+        server: Server,
+        /// RFC 1929; `None` is no authentication.
+        credentials: Option<Credentials>,
+    },
+    /// A TCP reset, an ICMP port unreachable.
+    Reject,
+    /// Silence.
+    Drop,
+}
+
+/// A server as the user named it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Address or name.
+    pub host: Host,
+    /// Port.
+    pub port: u16,
+}
+
+/// Address or name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// A literal address.
+    Address(IpAddr),
+    /// A host name, at most 253 characters, without a trailing dot.
+    Name(String),
+}
+
+/// Username and password, 1 to 255 octets each (RFC 1929 section 2).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// `option username`.
+    pub username: String,
+    /// `option password`; never printed.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// `config set` of type `net`: merged and sorted ranges, v4 before v6.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Section name.
+    pub name: String,
+    /// `option label`, for people.
+    pub label: Option<String>,
+    /// Line of the section in its file.
+    pub line: u32,
+    /// Disjoint, not even touching, ascending.
+    pub ranges: Vec<IpRange>,
+    /// A list file was missing or the set is empty: a rule that says `!@name` is inactive.
+    pub incomplete: bool,
+}
+
+/// `config rule`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// N of `@rule[N]`, disabled ones counted.
+    pub number: u32,
+    /// `option name`.
+    pub name: Option<String>,
+    /// Line of the section in its file.
+    pub line: u32,
+    /// False if it refers to `!@set` and that set is incomplete: it is shown, and never matches.
+    pub active: bool,
+    /// `option proto`.
+    pub protos: Protos,
+    /// `option family`.
+    pub families: Families,
+    /// `list src_ip`.
+    pub src_ip: Values<AddressMatch>,
+    /// `list src_port`.
+    pub src_port: Values<PortRange>,
+    /// `list dest_ip`.
+    pub dest_ip: Values<AddressMatch>,
+    /// `list dest_port`.
+    pub dest_port: Values<PortRange>,
+    /// `option outbound`.
+    pub outbound: Target,
+}
