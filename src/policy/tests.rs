@@ -1,0 +1,129 @@
+use super::*;
+use proptest::prelude::*;
+
+fn range(text: &str) -> IpRange {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    IpRange { first: first.parse().unwrap(), last: last.parse().unwrap() }
+}
+
+fn any_rule(number: u32, target: Target) -> Rule {
+    Rule {
+        number,
+        name: None,
+        hits: 0,
+        protos: Protos { tcp: true, udp: true },
+        families: Families { v4: true, v6: true },
+        src_ip: Values::default(),
+        src_port: Values::default(),
+        dest_ip: Values::default(),
+        dest_port: Values::default(),
+        target,
+    }
+}
+
+fn flow(proto: Proto, client: &str, orig_dst: &str) -> Flow {
+    Flow { proto, client: client.parse().unwrap(), orig_dst: orig_dst.parse().unwrap() }
+}
+
+fn tcp_to(orig_dst: &str) -> Flow {
+    let client = if orig_dst.starts_with('[') { "[2001:db8::2]:40000" } else { "192.168.1.2:40000" };
+    flow(Proto::Tcp, client, orig_dst)
+}
+
+#[test]
+fn the_first_rule_that_matches_wins_and_is_counted() {
+    let mut video = any_rule(0, Target::Outbound(3));
+    video.dest_port.plain.push(PortRange { first: 443, last: 443 });
+    let rest = any_rule(2, Target::Reject);
+    let mut policy = Policy { rules: vec![video, rest], ..Policy::default() };
+    assert_eq!(
+        policy.decide_and_count(&tcp_to("203.0.113.9:443")),
+        Verdict { target: Target::Outbound(3), rule: Some(0) }
+    );
+    assert_eq!(policy.decide_and_count(&tcp_to("203.0.113.9:80")), Verdict { target: Target::Reject, rule: Some(2) });
+    assert_eq!(policy.rules().iter().map(|rule| rule.hits).collect::<Vec<_>>(), [1, 1]);
+}
+
+#[test]
+fn without_a_match_the_default_decides() {
+    let policy = Policy { default: Some(Target::Drop), ..Policy::default() };
+    assert_eq!(policy.decide(&tcp_to("203.0.113.9:443")), Verdict { target: Target::Drop, rule: None });
+}
+
+#[test]
+fn a_negated_value_excludes_even_what_a_plain_one_includes() {
+    let mut rule = any_rule(0, Target::Drop);
+    rule.dest_ip.plain.push(AddressMatch::Range(range("10.0.0.0-10.255.255.255")));
+    rule.dest_ip.not.push(AddressMatch::Range(range("10.1.0.0-10.1.255.255")));
+    let policy = Policy { rules: vec![rule], default: Some(Target::Direct), ..Policy::default() };
+    assert_eq!(policy.decide(&tcp_to("10.2.0.1:1")).target, Target::Drop);
+    assert_eq!(policy.decide(&tcp_to("10.1.0.1:1")).target, Target::Direct);
+    assert_eq!(policy.decide(&tcp_to("11.0.0.1:1")).target, Target::Direct);
+}
+
+#[test]
+fn a_kind_with_only_negated_values_matches_the_rest_of_both_families() {
+    let mut rule = any_rule(0, Target::Drop);
+    rule.dest_ip.not.push(AddressMatch::Set(0));
+    let policy = Policy {
+        rules: vec![rule],
+        sets: vec![vec![range("10.0.0.0-10.255.255.255"), range("2001:db8::-2001:db8::ffff")]],
+        default: Some(Target::Direct),
+        ..Policy::default()
+    };
+    assert_eq!(policy.decide(&tcp_to("10.2.0.1:1")).target, Target::Direct);
+    assert_eq!(policy.decide(&tcp_to("[2001:db8::5]:1")).target, Target::Direct);
+    assert_eq!(policy.decide(&tcp_to("9.255.255.255:1")).target, Target::Drop);
+    assert_eq!(policy.decide(&tcp_to("[2001:db8::1:0]:1")).target, Target::Drop);
+}
+
+#[test]
+fn protocol_and_family_narrow_a_rule() {
+    let mut rule = any_rule(0, Target::Drop);
+    rule.protos = Protos { tcp: false, udp: true };
+    rule.families = Families { v4: true, v6: false };
+    let policy = Policy { rules: vec![rule], default: Some(Target::Direct), ..Policy::default() };
+    assert_eq!(policy.decide(&flow(Proto::Udp, "192.168.1.2:4", "203.0.113.9:4")).target, Target::Drop);
+    assert_eq!(policy.decide(&flow(Proto::Tcp, "192.168.1.2:4", "203.0.113.9:4")).target, Target::Direct);
+    assert_eq!(policy.decide(&flow(Proto::Udp, "[2001:db8::2]:4", "[2001:db8::9]:4")).target, Target::Direct);
+}
+
+#[test]
+fn udp_follows_udp_outbound_until_something_carries_it() {
+    let policy = Policy {
+        default: Some(Target::Outbound(0)),
+        udp_outbound: vec![Some(Target::Outbound(1)), Some(Target::Outbound(2)), None],
+        ..Policy::default()
+    };
+    assert_eq!(policy.decide(&flow(Proto::Udp, "1.1.1.1:1", "2.2.2.2:2")).target, Target::Outbound(2));
+    assert_eq!(policy.decide(&flow(Proto::Tcp, "1.1.1.1:1", "2.2.2.2:2")).target, Target::Outbound(0));
+}
+
+#[test]
+fn hits_survive_a_reload_of_the_same_rule() {
+    let mut old = Policy { rules: vec![any_rule(0, Target::Drop)], ..Policy::default() };
+    old.rules[0].hits = 7;
+    let mut new = Policy { rules: vec![any_rule(0, Target::Reject), any_rule(1, Target::Direct)], ..Policy::default() };
+    new.adopt_hits(&old);
+    assert_eq!(new.rules().iter().map(|rule| rule.hits).collect::<Vec<_>>(), [7, 0]);
+}
+
+proptest! {
+    #[test]
+    fn a_set_finds_exactly_what_its_ranges_hold(
+        mut bounds in proptest::collection::btree_set(1u32..5000, 0..40),
+        probes in proptest::collection::vec(0u32..5001, 1..50),
+    ) {
+        if bounds.len() % 2 == 1 {
+            let last = *bounds.last().unwrap();
+            bounds.remove(&last);
+        }
+        let bounds: Vec<u32> = bounds.into_iter().collect();
+        let ip = |n: u32| IpAddr::from(n.to_be_bytes());
+        let ranges: Vec<IpRange> = bounds.chunks(2).map(|b| IpRange { first: ip(b[0]), last: ip(b[1]) }).collect();
+        for probe in probes {
+            let expected = bounds.chunks(2).any(|b| (b[0]..=b[1]).contains(&probe));
+            prop_assert_eq!(set_contains(&ranges, ip(probe)), expected, "{}", probe);
+        }
+    }
+}
