@@ -1,0 +1,263 @@
+//! The helper's own process: takes orders one by one, until its daemon says goodbye or dies.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Answer;
+use super::wire::{self, Order};
+use crate::config::{Mark, OnFailure};
+use crate::error::Error;
+use crate::netfilter::load::{self, Objects};
+use crate::netfilter::{self, Installation, TABLE, conntrack};
+use crate::sys::passing::{self, NamespaceLock};
+use crate::sys::process;
+
+/// How long a new helper waits for one that still cleans up after its dead daemon.
+pub(super) const LONGEST_WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
+
+/// The helper's whole life; returns its exit status.
+pub(super) fn run(socket: OwnedFd, config: &Path) -> i32 {
+    process::set_name(c"tproxyd-helper");
+    let ready = process::ignore_group_signals()
+        .map_err(|error| Error::new("prepare the privileged helper", error))
+        .and_then(|()| lock_namespace());
+    // Held until this process ends: whoever comes next must not have its rules taken away by us.
+    let (hello, lock) = match ready {
+        Ok(lock) => (Ok(Answer::Done), Some(lock)),
+        Err(error) => (Err(error), None),
+    };
+    let mut helper = Server { socket, config: config.to_path_buf(), installed: None, mark: None };
+    if helper.answer(wire::HELLO, hello).is_err() || lock.is_none() {
+        return 1;
+    }
+    let in_order = helper.serve();
+    if !in_order {
+        helper.daemon_died();
+    }
+    0
+}
+
+fn lock_namespace() -> Result<NamespaceLock, Error> {
+    let step = Duration::from_millis(10);
+    let steps = LONGEST_WAIT_FOR_OTHERS.as_millis() / step.as_millis();
+    for _ in 0..steps {
+        match NamespaceLock::try_take(LOCK) {
+            Ok(Some(lock)) => return Ok(lock),
+            Ok(None) => std::thread::sleep(step),
+            Err(error) => return Err(Error::new("lock this network namespace", error)),
+        }
+    }
+    Err(Error::new("start", "another tproxyd runs in this network namespace")
+        .hint("stop it first (/etc/init.d/tproxyd stop), or run this one in a namespace of its own"))
+}
+
+struct Server {
+    socket: OwnedFd,
+    config: PathBuf,
+    /// What is in place now, and what becomes of it if the daemon dies.
+    installed: Option<Installed>,
+    /// The mark of what was installed last, even if it has been taken away.
+    mark: Option<Mark>,
+}
+
+struct Installed {
+    installation: Installation,
+    on_failure: OnFailure,
+    objects: Objects,
+}
+
+impl Server {
+    /// True if the daemon said goodbye.
+    fn serve(&mut self) -> bool {
+        let mut buffer = vec![0; wire::LONGEST];
+        loop {
+            let (length, file) = match passing::receive(self.socket.as_fd(), &mut buffer) {
+                Ok((0, _)) => return false,
+                Ok(received) => received,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(_) => return false,
+            };
+            let message = buffer.get(..length).unwrap_or_default();
+            let Some((number, order)) = wire::read_request(message, file) else { return false };
+            let goodbye = matches!(order, Order::Goodbye);
+            let result = self.obey(order);
+            let answered = self.answer(number, result);
+            if goodbye || answered.is_err() {
+                return goodbye;
+            }
+        }
+    }
+
+    fn answer(&self, number: u32, result: Result<Answer, Error>) -> std::io::Result<()> {
+        let (message, file) = wire::write_answer(number, result);
+        passing::send(self.socket.as_fd(), &message, file.as_ref().map(AsFd::as_fd))
+    }
+
+    fn obey(&mut self, order: Order) -> Result<Answer, Error> {
+        match order {
+            Order::ReadConfig => Ok(Answer::File(open_regular(&self.config)?)),
+            Order::ReadFile(path) => {
+                self.must_be_named(&path)?;
+                Ok(Answer::File(open_regular(&path)?))
+            }
+            Order::Install { rules, installation, on_failure } => {
+                self.install(rules, installation, on_failure).map(|()| Answer::Done)
+            }
+            Order::Update { rules } => load::transaction(&only_our_table(rules)?).map(|()| Answer::Done),
+            Order::Remove => self.remove().map(|()| Answer::Done),
+            Order::Look { networks, devices } => netfilter::look(&networks, &devices).map(Answer::Surroundings),
+            Order::Forget => match self.mark {
+                Some(mark) => conntrack::delete_marked(mark).map(|_| Answer::Done),
+                None => Ok(Answer::Done),
+            },
+            Order::Goodbye => Ok(Answer::Done),
+        }
+    }
+
+    /// Routes first: a packet that a rule marks must find its way at once.
+    fn install(&mut self, rules: File, new: Installation, on_failure: OnFailure) -> Result<(), Error> {
+        let rules = only_our_table(rules)?;
+        let before = self.installed.take();
+        let same_routes = before.as_ref().is_some_and(|before| before.installation.routes == new.routes);
+        let nothing = Objects::default();
+        let loaded = new.routes.install().and_then(|()| {
+            let known = before.as_ref().map_or(&nothing, |before| &before.objects);
+            load::replace(&rules, known).inspect_err(|_| {
+                if !same_routes {
+                    // The error that counts is nft's; what can't be undone is left to `clear`.
+                    let _ = new.routes.remove();
+                }
+            })
+        });
+        match loaded {
+            Ok(objects) => {
+                if let Some(before) = before.filter(|_| !same_routes) {
+                    // Only the new rules' marks matter now. What stays behind is harmless, and `clear` finds it.
+                    let _ = before.installation.routes.remove();
+                }
+                self.mark = Some(new.routes.mark);
+                self.installed = Some(Installed { installation: new, on_failure, objects });
+                Ok(())
+            }
+            Err(error) => {
+                self.installed = before;
+                Err(error)
+            }
+        }
+    }
+
+    fn remove(&mut self) -> Result<(), Error> {
+        let Some(Installed { installation, .. }) = &self.installed else { return Ok(()) };
+        match installation.remove().into_iter().next() {
+            Some(error) => Err(error),
+            None => {
+                self.installed = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// The daemon has died. `direct`: traffic is to flow as if it weren't installed, and so without our mark on
+    /// connection tracking entries, whose null NAT binding would keep them from being masqueraded. `block`: the rules
+    /// stay, as their drop holds; the entries stay, too, since a flow without its mark would pass as one that began
+    /// before us.
+    fn daemon_died(&mut self) {
+        let Some(Installed { installation, on_failure, .. }) = &self.installed else { return };
+        match on_failure {
+            OnFailure::Block => log::warn!("the daemon died: what it took is dropped until it is back"),
+            OnFailure::Direct => {
+                log::warn!("the daemon died: its rules are being removed, traffic flows without it");
+                for error in installation.remove() {
+                    log::error!("{error}; run `tproxyd clear`");
+                }
+            }
+        }
+    }
+
+    /// The daemon may be in others' hands: it reads what the configuration names, and nothing else.
+    fn must_be_named(&self, path: &Path) -> Result<(), Error> {
+        let mut text = Vec::new();
+        // A configuration of more than a megabyte is none.
+        let read = open_regular(&self.config)?.take(1 << 20).read_to_end(&mut text);
+        read.map_err(|error| Error::new(format!("read {}", self.config.display()), error))?;
+        let text = String::from_utf8_lossy(&text);
+        let wanted = path.to_string_lossy();
+        let named = text.split(|c: char| c.is_whitespace() || matches!(c, '\'' | '"')).any(|word| word == wanted)
+            || text
+                .lines()
+                .any(|line| line.contains(&format!("'{wanted}'")) || line.contains(&format!("\"{wanted}\"")));
+        if named && path.is_absolute() {
+            return Ok(());
+        }
+        Err(Error::new(format!("read {}", path.display()), "the configuration does not name it"))
+    }
+}
+
+/// Opens without waiting for a writer of a pipe; refuses what is no plain file.
+fn open_regular(path: &Path) -> Result<File, Error> {
+    let what = || format!("read {}", path.display());
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(passing::NONBLOCKING).open(path);
+    let file = opened.map_err(|error| Error::new(what(), error))?;
+    let kind = file.metadata().map_err(|error| Error::new(what(), error))?;
+    if kind.is_file() { Ok(file) } else { Err(Error::new(what(), "it is no regular file")) }
+}
+
+/// Checks that `rules` speak of our table only, and pull in no file: nft quotes what it can't read.
+fn only_our_table(mut rules: File) -> Result<String, Error> {
+    let failed = |why: String| Error::new("take the rules from the daemon", why);
+    let mut text = String::new();
+    rules.rewind().and_then(|()| rules.read_to_string(&mut text)).map_err(|error| failed(error.to_string()))?;
+    let ours = |line: &str| {
+        let rest = ["add ", "flush ", "delete "].iter().find_map(|verb| line.strip_prefix(verb));
+        let words = rest.and_then(|rest| rest.split_once(' ')).map(|(_, words)| words);
+        words
+            .and_then(|words| words.strip_prefix("inet ")?.strip_prefix(TABLE))
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
+    for line in text.lines() {
+        let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        if !ours(line) || line.ends_with('\\') || words.any(|word| word == "include") {
+            return Err(failed(format!("a line is not about our table: {line:.100}")));
+        }
+    }
+    Ok(text)
+}
+
+/// Abstract socket name, which exists once in each network namespace, as our table does.
+const LOCK: &str = "tproxyd-helper";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str) -> Result<String, Error> {
+        only_our_table(passing::text_file(text).unwrap())
+    }
+
+    #[test]
+    fn rules_about_other_tables_or_other_files_are_refused() {
+        assert!(checked("add table inet tproxyd\nadd rule inet tproxyd caught return\n").is_ok());
+        for bad in [
+            "include \"/etc/shadow\"",
+            "add rule inet tproxyd caught return; include \"/etc/shadow\"",
+            "delete table inet fw4",
+            "flush ruleset",
+            "add rule inet tproxyd2 x return",
+            "add rule inet tproxyd x return \\",
+            "",
+        ] {
+            assert!(checked(&format!("add table inet tproxyd\n{bad}\n")).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        assert!(open_regular(Path::new("/etc/passwd")).is_ok());
+        assert!(open_regular(Path::new("/etc")).is_err());
+        assert!(open_regular(Path::new("/dev/null")).is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! Golden files: the whole text for typical configurations, loaded by nft where that is allowed.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::config::*;
+
+const BOTH: Protos = Protos { tcp: true, udp: true };
+const ANY: Families = Families { v4: true, v6: true };
+
+fn config(listeners: Vec<Listener>) -> Config {
+    Config {
+        globals: Globals {
+            enabled: true,
+            log_level: log::LevelFilter::Info,
+            default: Target::Direct,
+            kernel_verdicts: false,
+            on_failure: OnFailure::Direct,
+            mark: Mark { value: 0x0100_0000, mask: 0x0300_0000 },
+            self_mark: Mark { value: 0x0200_0000, mask: 0x0300_0000 },
+            table: 233,
+            rule_priority: 533,
+            backend: Backend::Auto,
+            tcp_sessions: 100,
+            udp_sessions: 100,
+            relay_memory: 1 << 20,
+            control: PathBuf::from("/var/run/tproxyd/control.sock"),
+            resolver: Resolver::File("/etc/resolv.conf".into()),
+            sandbox: true,
+        },
+        listeners,
+        outbounds: Vec::new(),
+        sets: Vec::new(),
+        rules: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
+
+fn listener(name: &str, port: u16) -> Listener {
+    Listener {
+        name: name.into(),
+        label: None,
+        line: 1,
+        mode: Mode::Tproxy,
+        port,
+        address: None,
+        device: vec!["br-lan".into()],
+        network: Vec::new(),
+        protos: BOTH,
+        families: ANY,
+        src_ip: Values::default(),
+        src_mac: Values::default(),
+        src_port: Values::default(),
+        dest_ip: Values::default(),
+        dest_port: Values::default(),
+    }
+}
+
+fn range(first: &str, last: &str) -> IpRange {
+    IpRange { first: first.parse().unwrap(), last: last.parse().unwrap() }
+}
+
+fn facts(cfg: &Config) -> Facts {
+    Facts {
+        devices: cfg.listeners.iter().map(|listener| listener.device.clone()).collect(),
+        former_devices: Vec::new(),
+        on_link: vec![range("192.168.1.0", "192.168.1.255"), range("fd00:1::", "fd00:1::ffff:ffff:ffff:ffff")],
+        servers: vec![ServerAddress { tcp: true, address: "203.0.113.5:1080".parse().unwrap() }],
+        families: ANY,
+    }
+}
+
+/// Two listeners on several devices, narrowed in every way there is.
+fn narrowed() -> Config {
+    let mut kids = listener("kids", 2334);
+    kids.device = vec!["br-lan".into(), "wlan*".into()];
+    kids.protos = Protos { tcp: true, udp: false };
+    kids.families = Families { v4: true, v6: false };
+    kids.address = Some("127.0.0.1".parse().unwrap());
+    kids.src_ip.plain = vec![AddressMatch::Range(range("192.168.1.64", "192.168.1.127")), AddressMatch::Set(0)];
+    kids.src_ip.not = vec![AddressMatch::Range(range("192.168.1.70", "192.168.1.72"))];
+    kids.src_mac.plain = vec![Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 0xab])];
+    kids.src_mac.not = vec![Mac([2, 0, 0, 0, 0, 9])];
+    kids.dest_port.plain = vec![PortRange { first: 443, last: 443 }, PortRange { first: 80, last: 90 }];
+    let mut all = listener("all", 2333);
+    all.dest_ip.not = vec![AddressMatch::Set(0)];
+    all.dest_ip.plain = vec![AddressMatch::Range(range("0.0.0.0", "127.255.255.255"))];
+    all.src_port.plain = vec![PortRange { first: 1024, last: 65535 }];
+    all.src_port.not = vec![PortRange { first: 5060, last: 5061 }];
+    let mut cfg = config(vec![kids, all]);
+    cfg.globals.on_failure = OnFailure::Block;
+    cfg.sets.push(Set {
+        name: "near".into(),
+        label: None,
+        line: 1,
+        ranges: vec![range("10.0.0.0", "10.0.0.255"), range("10.9.0.1", "10.9.0.7"), range("fd09::", "fd09::ff")],
+        incomplete: false,
+    });
+    cfg
+}
+
+/// Compares with `tests/golden/NAME`; with `BLESS=1` in the environment writes it anew. Has nft load it.
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{} differs; BLESS=1 writes it anew", path.display());
+    loads(text);
+}
+
+/// Loads it twice in a namespace of its own: the second time is a reload.
+fn loads(text: &str) {
+    use std::io::Write;
+    let script = "f=$(mktemp) && cat >$f && nft -f $f && nft -f $f; s=$?; rm -f $f; exit $s";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-Urn", "sh", "-c", script]).stdin(std::process::Stdio::piped());
+    command.stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "nft refuses: {:.500}", words);
+}
+
+#[test]
+fn one_listener_for_everything() {
+    let cfg = config(vec![listener("lan", 2333)]);
+    golden("plain.nft", &render(&cfg, &facts(&cfg)));
+}
+
+#[test]
+fn every_way_of_narrowing_and_a_block_when_the_daemon_is_gone() {
+    let cfg = narrowed();
+    golden("narrowed.nft", &render(&cfg, &facts(&cfg)));
+}
+
+#[test]
+fn before_the_daemon_runs_a_block_drops_what_it_would_take_and_redirects_nothing() {
+    let cfg = narrowed();
+    let text = render_block(&cfg, &facts(&cfg));
+    assert!(!text.contains("tproxy ") && !text.contains("mark set"), "{text}");
+    golden("block-only.nft", &text);
+}
+
+#[test]
+fn a_listener_whose_network_is_down_catches_nothing_and_the_rest_loads() {
+    let cfg = config(vec![listener("lan", 2333)]);
+    let nowhere = Facts { devices: vec![Vec::new()], ..facts(&cfg) };
+    let text = render(&cfg, &nowhere);
+    assert!(!text.contains("tproxy "), "{text}");
+    loads(&text);
+}
+
+#[test]
+fn without_ipv6_no_rule_takes_ipv6() {
+    let cfg = config(vec![listener("lan", 2333)]);
+    let v4_only = Facts { families: Families { v4: true, v6: false }, ..facts(&cfg) };
+    let text = render(&cfg, &v4_only);
+    assert!(!text.contains("tproxy ip6"), "{text}");
+    loads(&text);
+}
+
+#[test]
+fn servers_and_connected_prefixes_can_be_filled_anew_alone() {
+    let cfg = config(vec![listener("lan", 2333)]);
+    let facts = facts(&cfg);
+    let servers = [
+        ServerAddress { tcp: false, address: "[2001:db8::1]:1080".parse().unwrap() },
+        ServerAddress { tcp: false, address: "[2001:db8::1]:1080".parse().unwrap() },
+    ];
+    let text = render_servers(&servers);
+    assert!(text.contains("{ 2001:db8::1 . udp . 1080 }"), "{text}");
+    loads(&format!("{}{text}{}", render(&cfg, &facts), render_on_link(&[range("10.0.0.0", "10.0.0.9")])));
+}
+
+#[test]
+fn a_large_set_is_loaded_in_many_lines() {
+    let mut cfg = config(vec![listener("lan", 2333)]);
+    cfg.listeners[0].dest_ip.not = vec![AddressMatch::Set(0)];
+    let ranges = (0..4000u32).map(|i| {
+        let address = std::net::Ipv4Addr::from_bits(0x0b00_0000 + i * 4);
+        IpRange { first: address.into(), last: address.into() }
+    });
+    cfg.sets.push(Set { name: "many".into(), label: None, line: 1, ranges: ranges.collect(), incomplete: false });
+    let text = render(&cfg, &facts(&cfg));
+    assert!(text.lines().all(|line| line.len() < 8192));
+}
+
+#[test]
+fn on_the_way_of_live_streams_there_are_few_rules() {
+    let cfg = config(vec![listener("lan", 2333)]);
+    let text = render(&cfg, &facts(&cfg));
+    let place =
+        |needle: &str| text.lines().filter(|line| line.starts_with("add rule")).position(|l| l.contains(needle));
+    assert!(place("goto live").unwrap() < place("fib daddr type {").unwrap());
+}
