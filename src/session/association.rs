@@ -1,0 +1,255 @@
+//! UDP through a SOCKS5 proxy: the control connection that keeps an association alive, and datagrams that wait for it.
+
+use super::dial::{self, Dial, Failure, Progress};
+use super::mapping::{Mapping, Stage, open_udp, register};
+use super::reply::Replies;
+use super::udp::Udp;
+use super::{CloseReason, Cx, Owner, Readiness, Side};
+use crate::proto::socks5::{Bound, Command};
+use crate::resolve::NameId;
+use crate::stats::Drop;
+use crate::store::endpoint::Endpoint;
+use crate::store::slab::Key;
+use crate::sys::socket;
+use crate::sys::socket::Family;
+use mio::Interest;
+use mio::unix::SourceFd;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Most datagrams of one mapping that wait for its association; they share one pool buffer.
+const WAITING_MAX: u8 = 4;
+
+/// Before each waiting datagram: its length and destination.
+const WAITING_HEADER: usize = 2 + 18;
+
+/// How long a mapping whose association failed swallows datagrams before the next one dials again.
+const PENALTY: Duration = Duration::from_secs(1);
+
+/// Tries the `attempt`th address of the mapping's outbound and, where the call itself fails, those after it.
+pub(super) fn dial(udp: &mut Udp, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
+    // our own address is not known before we send: RFC 1928 section 7 asks for zeros then
+    let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    loop {
+        let Some(mapping) = udp.mappings.get_mut(key) else { return };
+        let outbound = cx.outbounds.get(mapping.outbound);
+        if let Some(name) = outbound.server().and_then(|server| server.name) {
+            cx.resolver.request(name, cx.now);
+        }
+        let Some(address) = outbound.address(attempt, unknown, cx.resolver) else {
+            mapping.stage = Stage::Resolving;
+            udp.timers.set(key.slot, mapping.started.after(outbound.connect_timeout));
+            return;
+        };
+        let more = outbound.address(attempt + 1, unknown, cx.resolver).is_some();
+        let dial = Dial::new(outbound, attempt, address, Command::UdpAssociate, unknown);
+        let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
+        let started = dial::connect(address, cx.self_mark).and_then(|fd| {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            cx.registry
+                .register(&mut SourceFd(&fd.as_raw_fd()), Owner::Udp(key, Side::Far).token(), interest)
+                .map_err(|e| Failure::Call("epoll_ctl", e))?;
+            Ok(fd)
+        });
+        match started {
+            Ok(fd) => {
+                mapping.control = Some(fd);
+                mapping.stage = Stage::Dialling;
+                udp.dials.remove(mapping.dial);
+                mapping.dial = udp.dials.insert(dial).unwrap_or(Key::NONE);
+                udp.timers.set(key.slot, cx.now.after(timeout));
+                return;
+            }
+            Err(failure) if failure.is_of_address() && more => {
+                refresh(mapping, cx);
+                attempt += 1;
+            }
+            Err(failure) => {
+                fail(udp, key, Some(address), &failure, cx);
+                return;
+            }
+        }
+    }
+}
+
+/// The address of a named server did not answer: ask whether it has moved.
+fn refresh(mapping: &Mapping, cx: &mut Cx<'_>) {
+    if let Some(name) = cx.outbounds.get(mapping.outbound).server().and_then(|server| server.name) {
+        cx.resolver.refresh(name, cx.now);
+    }
+}
+
+/// The control connection became ready.
+pub(super) fn ready(
+    udp: &mut Udp,
+    key: Key,
+    ready: Readiness,
+    scratch: &mut [u8],
+    replies: &mut Replies,
+    cx: &mut Cx<'_>,
+) {
+    let Some(mapping) = udp.mappings.get_mut(key) else { return };
+    let Some(control) = &mapping.control else { return };
+    match mapping.stage {
+        Stage::Dialling => advance(udp, key, ready, replies, cx),
+        Stage::Ready => {
+            // RFC 1928 section 7: the association ends with the connection. What else comes over it has no meaning.
+            let reason = loop {
+                match socket::receive(control.as_fd(), scratch) {
+                    Ok(0) => break CloseReason::ServerFailed(ErrorKind::ConnectionAborted.into()),
+                    Ok(_) => {}
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    Err(e) => break CloseReason::ServerFailed(e),
+                }
+            };
+            udp.close(key, reason, cx);
+        }
+        Stage::Resolving | Stage::Failed => {}
+    }
+}
+
+fn advance(udp: &mut Udp, key: Key, ready: Readiness, replies: &mut Replies, cx: &mut Cx<'_>) {
+    let Some(mapping) = udp.mappings.get_mut(key) else { return };
+    let (Some(dial), Some(control)) = (udp.dials.get_mut(mapping.dial), &mapping.control) else { return };
+    let outbound = cx.outbounds.get(mapping.outbound);
+    match dial.advance(control.as_fd(), ready, outbound) {
+        Ok(Progress::Waiting) => {}
+        Ok(Progress::Done { bound, .. }) => {
+            let (attempt, server) = (dial.attempt, dial.address);
+            let timeout = outbound.udp_timeout;
+            // the association lives as long as this connection, which nothing else uses
+            dial::set_keepalive_or_warn(control.as_fd());
+            match open_relay(bound, server, Owner::Udp(key, Side::Near), cx) {
+                Ok(socket) => {
+                    cx.outbounds.get_mut(mapping.outbound).worked(attempt, cx.resolver);
+                    mapping.socket = Some(socket);
+                    mapping.stage = Stage::Ready;
+                    udp.dials.remove(mapping.dial);
+                    mapping.dial = Key::NONE;
+                    udp.timers.set(key.slot, cx.now.after(timeout));
+                    send_waiting(mapping, replies, cx);
+                }
+                Err(failure) => fail(udp, key, Some(server), &failure, cx),
+            }
+        }
+        Err(failure) => retry(udp, key, failure, cx),
+    }
+}
+
+/// The socket to the proxy's relay, connected, so that only the relay can answer.
+fn open_relay(bound: Option<Bound>, server: SocketAddr, owner: Owner, cx: &Cx<'_>) -> Result<OwnedFd, Failure> {
+    let relay = bound.and_then(|bound| bound.relay(server)).ok_or(Failure::NoRelay)?;
+    let fd = open_udp(Family::of(relay), cx).map_err(|e| Failure::Call("socket", e))?;
+    socket::connect(fd.as_fd(), relay).map_err(|e| Failure::Call("connect to the UDP relay", e))?;
+    register(&fd, owner, cx).map_err(|e| Failure::Call("epoll_ctl", e))?;
+    Ok(fd)
+}
+
+fn retry(udp: &mut Udp, key: Key, failure: Failure, cx: &mut Cx<'_>) {
+    let Some(mapping) = udp.mappings.get(key) else { return };
+    let dial = udp.dials.get(mapping.dial);
+    let (attempt, address, connected) =
+        dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
+    let of_address = failure.is_of_address() && !connected;
+    let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let more = cx.outbounds.get(mapping.outbound).address(attempt + 1, unknown, cx.resolver).is_some();
+    if of_address {
+        refresh(mapping, cx);
+    }
+    if of_address && more {
+        self::dial(udp, key, attempt + 1, cx);
+    } else {
+        fail(udp, key, address, &failure, cx);
+    }
+}
+
+/// The association can't be made: the client gets no answer, as from a server that is not there.
+fn fail(udp: &mut Udp, key: Key, address: Option<SocketAddr>, failure: &Failure, cx: &mut Cx<'_>) {
+    let Some(mapping) = udp.mappings.get_mut(key) else { return };
+    mapping.stage = Stage::Failed;
+    mapping.control = None;
+    udp.dials.remove(mapping.dial);
+    mapping.dial = Key::NONE;
+    forget_waiting(mapping, cx);
+    udp.timers.set(key.slot, cx.now.after(PENALTY));
+    let (outbound, client, orig_dst) = (mapping.outbound, mapping.client.address(), mapping.orig_dst());
+    dial::report(cx, outbound, client, orig_dst, address, failure);
+}
+
+/// The mapping's deadline has passed while it was still dialling.
+pub(super) fn timed_out(udp: &mut Udp, key: Key, cx: &mut Cx<'_>) {
+    let Some(mapping) = udp.mappings.get(key) else { return };
+    match mapping.stage {
+        Stage::Resolving => fail(udp, key, None, &Failure::NoAddress, cx),
+        _ => {
+            let timeout = cx.outbounds.get(mapping.outbound).connect_timeout;
+            retry(udp, key, Failure::TimedOut(timeout), cx);
+        }
+    }
+}
+
+/// A name was looked up: mappings that waited for it go on.
+pub fn resolved(udp: &mut Udp, name: NameId, cx: &mut Cx<'_>) {
+    if cx.resolver.addresses(name).is_empty() {
+        return;
+    }
+    for slot in 0..udp.mappings.touched() {
+        let Some(key) = udp.mappings.key_at(slot) else { continue };
+        let waits = udp.mappings.get(key).is_some_and(|mapping| {
+            let server = cx.outbounds.get(mapping.outbound).server();
+            mapping.stage == Stage::Resolving && server.is_some_and(|server| server.name == Some(name))
+        });
+        if waits {
+            dial(udp, key, 0, cx);
+        }
+    }
+}
+
+/// Keeps a datagram until the association stands, if a buffer is free and not too many wait.
+pub(super) fn wait(mapping: &mut Mapping, orig_dst: SocketAddr, payload: &[u8], cx: &mut Cx<'_>) {
+    let mut header = [0; WAITING_HEADER];
+    header[..2].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+    header[2..].copy_from_slice(&Endpoint::from(orig_dst).octets());
+    if mapping.waiting.is_none() {
+        mapping.waiting = cx.pool.take(&[]);
+    }
+    let kept = mapping.waiting_count < WAITING_MAX
+        && mapping.waiting.as_mut().is_some_and(|chunk| cx.pool.append_all(chunk, &[&header, payload]));
+    if kept {
+        mapping.waiting_count += 1;
+    } else {
+        cx.stats.drop(Drop::NotReady);
+    }
+}
+
+fn send_waiting(mapping: &mut Mapping, replies: &mut Replies, cx: &mut Cx<'_>) {
+    let Some(mut chunk) = mapping.waiting.take() else { return };
+    while let Some((orig_dst, len)) = read_header(cx.pool.bytes(&chunk)) {
+        chunk.advance(WAITING_HEADER);
+        let payload = cx.pool.bytes(&chunk).get(..len).unwrap_or_default();
+        mapping.send(orig_dst, payload, replies, (cx.outbounds, cx.stats), cx.now);
+        chunk.advance(len);
+    }
+    mapping.waiting_count = 0;
+    cx.pool.give_back(chunk);
+}
+
+fn read_header(bytes: &[u8]) -> Option<(SocketAddr, usize)> {
+    let (header, _) = bytes.split_at_checked(WAITING_HEADER)?;
+    let (len, destination) = header.split_at(2);
+    let len = u16::from_be_bytes(len.try_into().ok()?);
+    Some((Endpoint::from_octets(destination)?.address(), len.into()))
+}
+
+/// Gives the buffer of waiting datagrams back, and counts them as dropped.
+pub(super) fn forget_waiting(mapping: &mut Mapping, cx: &mut Cx<'_>) {
+    if let Some(chunk) = mapping.waiting.take() {
+        cx.pool.give_back(chunk);
+    }
+    for _ in 0..std::mem::take(&mut mapping.waiting_count) {
+        cx.stats.drop(Drop::NotReady);
+    }
+}

@@ -1,0 +1,268 @@
+//! Listeners: sockets to which the firewall delivers what it caught, and the original destination of what comes.
+
+use super::Cx;
+use super::dial::set_keepalive_or_warn;
+use super::reply::Replies;
+use super::tcp::Tcp;
+use super::udp::{BATCHES_PER_TURN, Udp};
+use crate::config::{self, Families, Target};
+use crate::error::Error;
+use crate::policy::{Flow, Proto};
+use crate::stats::Drop;
+use crate::sys::dgram::{ReceiveBatch, SLOTS};
+use crate::sys::socket::{Family, Transport};
+use crate::sys::{self, socket, sockopt};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+/// One `config listener` with its open sockets.
+#[derive(Debug)]
+pub struct Listener {
+    /// Section name.
+    pub name: String,
+    /// What its sockets are bound to.
+    pub bound: Bound,
+    /// Connections accepted and datagrams received.
+    pub accepted: u64,
+    tcp: Option<OwnedFd>,
+    udp: Option<OwnedFd>,
+    /// The edge said that connections wait, and no accept since has found none.
+    waiting: bool,
+    /// Its datagrams were not all read in their turn.
+    queued: bool,
+}
+
+/// What decides whether a reload can keep a listener's sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// Where.
+    pub address: SocketAddr,
+    /// A v6 wildcard that serves v4 too.
+    pub dual_stack: bool,
+    /// TCP is caught.
+    pub tcp: bool,
+    /// UDP is caught.
+    pub udp: bool,
+}
+
+/// Connections accepted in one turn at most, so that a flood of them does not starve those that live.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// Connections that the kernel keeps for us while we are busy or full.
+const BACKLOG: u16 = 1024;
+
+impl Bound {
+    /// What `section` asks for on a kernel that has `families`.
+    pub fn of(section: &config::Listener, families: Families) -> Bound {
+        let v4 = section.families.v4 && families.v4;
+        let v6 = section.families.v6 && families.v6;
+        let wildcard = section.address.is_none_or(|ip| ip == Ipv6Addr::UNSPECIFIED);
+        let address = match section.address.filter(|_| !wildcard) {
+            Some(ip) => SocketAddr::new(ip, section.port),
+            None if v6 => SocketAddr::from((Ipv6Addr::UNSPECIFIED, section.port)),
+            None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, section.port)),
+        };
+        let dual_stack = v4 && v6 && wildcard;
+        Bound { address, dual_stack, tcp: section.protos.tcp, udp: section.protos.udp }
+    }
+
+    fn open(&self, transport: Transport, mark: u32) -> io::Result<OwnedFd> {
+        let fd = socket::open(Family::of(self.address), transport)?;
+        let at = fd.as_fd();
+        sockopt::set_reuse_address(at)?;
+        if self.address.is_ipv6() {
+            sockopt::set_v6_only(at, !self.dual_stack)?;
+            sockopt::set_ipv6_transparent(at)?;
+        }
+        if self.address.is_ipv4() || self.dual_stack {
+            sockopt::set_ipv4_transparent(at)?;
+        }
+        sockopt::set_mark(at, mark)?;
+        match transport {
+            Transport::Tcp => {
+                // what is accepted inherits these, so they cost no call per connection
+                sockopt::set_nodelay(at)?;
+                set_keepalive_or_warn(at);
+                socket::bind(at, self.address)?;
+                socket::listen(at, BACKLOG)?;
+            }
+            Transport::Udp => {
+                if self.address.is_ipv6() {
+                    sockopt::set_receive_ipv6_orig_dst(at)?;
+                }
+                if self.address.is_ipv4() || self.dual_stack {
+                    sockopt::set_receive_ipv4_orig_dst(at)?;
+                }
+                socket::bind(at, self.address)?;
+            }
+        }
+        Ok(fd)
+    }
+}
+
+impl Listener {
+    /// Opens the sockets of `section`, which send with `mark`; those that `old` has already are left to
+    /// [`Self::inherit`].
+    ///
+    /// # Errors
+    /// What could not be bound, and what to do about it.
+    pub fn open(
+        section: &config::Listener,
+        families: Families,
+        mark: u32,
+        old: Option<&Listener>,
+    ) -> Result<Listener, Error> {
+        let bound = Bound::of(section, families);
+        let open = |wanted: bool, transport: Transport, name: &str| {
+            let opened = wanted.then(|| bound.open(transport, mark)).transpose();
+            opened.map_err(|e| {
+                let error = Error::new(format!("listen on {}/{name} (listener '{}')", bound.address, section.name), &e);
+                match e.kind() {
+                    ErrorKind::AddrInUse => {
+                        error.hint("change `option port`, or stop the other listener (`netstat -lnp` names it)")
+                    }
+                    ErrorKind::PermissionDenied => error.hint("transparent sockets need root or CAP_NET_ADMIN"),
+                    _ => error,
+                }
+            })
+        };
+        let missing = |proto| old.is_none_or(|old| old.fd(proto).is_none());
+        let tcp = open(bound.tcp && missing(Proto::Tcp), Transport::Tcp, "tcp")?;
+        let udp = open(bound.udp && missing(Proto::Udp), Transport::Udp, "udp")?;
+        Ok(Listener { name: section.name.clone(), bound, accepted: 0, tcp, udp, waiting: false, queued: false })
+    }
+
+    /// True if the sockets of `self` serve `section` as well: they are bound alike.
+    pub fn may_become(&self, section: &config::Listener, families: Families) -> bool {
+        let wanted = Bound::of(section, families);
+        wanted.address == self.bound.address && wanted.dual_stack == self.bound.dual_stack
+    }
+
+    /// Takes over the sockets of `old` that `self` wants and has not opened itself, and what was counted.
+    pub fn inherit(&mut self, old: Listener) {
+        self.accepted = old.accepted;
+        if self.bound.tcp && self.tcp.is_none() {
+            (self.tcp, self.waiting) = (old.tcp, old.waiting);
+        }
+        if self.bound.udp && self.udp.is_none() {
+            (self.udp, self.queued) = (old.udp, old.queued);
+        }
+    }
+
+    /// The descriptor of `proto`, if it is open.
+    pub fn fd(&self, proto: Proto) -> Option<RawFd> {
+        match proto {
+            Proto::Tcp => self.tcp.as_ref(),
+            Proto::Udp => self.udp.as_ref(),
+        }
+        .map(AsRawFd::as_raw_fd)
+    }
+
+    /// Notes that the edge said something of `proto`.
+    pub fn note(&mut self, proto: Proto) {
+        match proto {
+            Proto::Tcp => self.waiting = true,
+            Proto::Udp => self.queued = true,
+        }
+    }
+
+    /// True if connections may wait that were not accepted yet.
+    pub fn has_waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// True if datagrams may wait that were not read yet.
+    pub fn has_queued(&self) -> bool {
+        self.queued
+    }
+
+    /// Accepts what waits, while there is room and up to this turn's share.
+    ///
+    /// # Errors
+    /// Descriptors or kernel memory have run out: connections wait in the kernel until it is tried again.
+    pub fn accept(&mut self, tcp: &mut Tcp, cx: &mut Cx<'_>) -> io::Result<()> {
+        let Some(fd) = &self.tcp else { return Ok(()) };
+        for _ in 0..ACCEPTS_PER_TURN {
+            if !self.waiting || tcp.is_full() {
+                return Ok(());
+            }
+            match socket::accept(fd.as_fd()) {
+                Ok((connection, client)) => {
+                    self.accepted += 1;
+                    take_connection(connection, client, self.bound.address.port(), tcp, cx);
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.waiting = false,
+                Err(e) if e.kind() == ErrorKind::Interrupted || sys::accept_may_go_on(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what datagrams wait, up to this turn's share.
+    pub fn receive(&mut self, udp: &mut Udp, batch: &mut ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
+        let Some(fd) = &self.udp else { return };
+        for _ in 0..BATCHES_PER_TURN {
+            let count = match batch.receive(fd.as_fd()) {
+                Ok(count) => count,
+                Err(e) => {
+                    // anything but "nothing waits" is a pending error, which the call has taken
+                    self.queued = e.kind() != ErrorKind::WouldBlock;
+                    return;
+                }
+            };
+            self.accepted += count as u64;
+            for slot in 0..count {
+                let Some(datagram) = batch.get(slot) else { continue };
+                match datagram.orig_dst {
+                    None => cx.stats.drop(Drop::NoDestination),
+                    Some(_) if datagram.truncated => cx.stats.drop(Drop::TooLarge),
+                    Some(orig_dst) if came_directly(orig_dst, self.bound.address.port()) => {
+                        cx.stats.drop(Drop::NotIntercepted);
+                    }
+                    Some(orig_dst) => udp.datagram(slot, orig_dst, batch, replies, cx),
+                }
+            }
+            udp.flush(batch, replies, cx);
+            if count < SLOTS {
+                self.queued = false;
+                return;
+            }
+        }
+        self.queued = true;
+    }
+}
+
+/// Decides where an accepted connection goes, and starts it on its way.
+fn take_connection(connection: OwnedFd, client: SocketAddr, port: u16, tcp: &mut Tcp, cx: &mut Cx<'_>) {
+    let refuse = |connection: OwnedFd, reason, cx: &mut Cx<'_>| {
+        cx.stats.drop(reason);
+        cx.stats.tcp.refused += 1;
+        // the close that follows tells the client at once
+        let _ = sockopt::set_reset_on_close(connection.as_fd());
+    };
+    // TPROXY delivers a connection with its original destination as local address
+    let Ok(orig_dst) = socket::local_address(connection.as_fd()) else {
+        return refuse(connection, Drop::NoDestination, cx);
+    };
+    if came_directly(orig_dst, port) {
+        return refuse(connection, Drop::NotIntercepted, cx);
+    }
+    let verdict = cx.policy.decide_and_count(&Flow { proto: Proto::Tcp, client, orig_dst });
+    match verdict.target {
+        Target::Direct => tcp.open(connection, (client, orig_dst), 0, verdict.rule, cx),
+        Target::Outbound(index) => tcp.open(connection, (client, orig_dst), index, verdict.rule, cx),
+        Target::Reject => refuse(connection, Drop::ByRule, cx),
+        Target::Drop => {
+            cx.stats.drop(Drop::ByRule);
+            tcp.silence(connection, (client, orig_dst), verdict.rule, cx);
+        }
+    }
+}
+
+/// True for what somebody sent to the listener's own port: relaying it would lead back to the listener, or make an open
+/// proxy. Intercepted traffic never has an address of this host as its destination, since the rules pass that by.
+fn came_directly(orig_dst: SocketAddr, port: u16) -> bool {
+    orig_dst.port() == port && socket::is_local_address(orig_dst.ip())
+}

@@ -1,0 +1,229 @@
+//! One UDP mapping: its outside socket, datagrams through it both ways, and what it looks like to people.
+
+use super::Cx;
+use super::Owner;
+use super::outbound::{Outbounds, Way};
+use super::reply::Replies;
+use super::tcp::View;
+use crate::proto::socks5_udp::{self, HEADER_V6, UdpSource};
+use crate::stats::{Drop, Stats};
+use crate::store::endpoint::Endpoint;
+use crate::store::pool::Chunk;
+use crate::store::slab::Key;
+use crate::store::timers::Tick;
+use crate::sys::dgram::queue::Outgoing;
+use crate::sys::dgram::{self, ReceiveBatch, SLOTS};
+use crate::sys::socket::{Family, Transport};
+use crate::sys::{self, errqueue, socket, sockopt};
+use mio::Interest;
+use mio::unix::SourceFd;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// One client port at one outbound: one outside port for all destinations (RFC 4787 REQ-1).
+#[derive(Debug)]
+pub struct Mapping {
+    pub(super) client: Endpoint,
+    /// The first destination, for people to see.
+    pub(super) orig_dst: Endpoint,
+    /// The outside socket, or the one connected to the proxy's relay.
+    pub(super) socket: Option<OwnedFd>,
+    /// The connection that keeps an association alive.
+    pub(super) control: Option<OwnedFd>,
+    pub(super) dial: Key,
+    /// Datagrams that came before the association stood.
+    pub(super) waiting: Option<Chunk>,
+    pub(super) waiting_count: u8,
+    pub(super) stage: Stage,
+    /// Nothing but port 53 was spoken to.
+    pub(super) only_dns: bool,
+    pub(super) queued: bool,
+    pub(super) outbound: u16,
+    pub(super) rule: Option<u16>,
+    pub(super) started: Tick,
+    pub(super) active: Tick,
+    pub(super) bytes_up: u64,
+    pub(super) bytes_down: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The name of the outbound's server has no address yet.
+    Resolving,
+    /// The association is being made.
+    Dialling,
+    /// Datagrams flow.
+    Ready,
+    /// The association could not be made; kept for a moment so that not every datagram dials again.
+    Failed,
+}
+
+impl Mapping {
+    /// Sends one datagram out.
+    pub(super) fn send(
+        &mut self,
+        orig_dst: SocketAddr,
+        payload: &[u8],
+        replies: &mut Replies,
+        (outbounds, stats): (&Outbounds, &mut Stats),
+        now: Tick,
+    ) {
+        let Some(socket) = &self.socket else { return };
+        let sent = match outbounds.get(self.outbound).way {
+            Way::Direct => send(socket.as_fd(), Some(orig_dst), &[], payload),
+            Way::Socks5 { .. } => {
+                let mut header = [0; HEADER_V6];
+                let len = socks5_udp::encode_udp_header(orig_dst, &mut header);
+                send(socket.as_fd(), None, &header[..len], payload)
+            }
+        };
+        match sent {
+            Ok(()) => self.bytes_up += payload.len() as u64,
+            Err(e) => unsent(&e, self.client.address(), Some(orig_dst), payload.len(), (replies, stats), now),
+        }
+    }
+
+    /// What is to leave for the `len` octets of payload in `slot`.
+    pub(super) fn outgoing(&self, slot: usize, orig_dst: SocketAddr, len: usize, outbounds: &Outbounds) -> Outgoing {
+        match outbounds.get(self.outbound).way {
+            Way::Direct => Outgoing::new(slot, (0, len), Some(orig_dst)),
+            Way::Socks5 { .. } => {
+                let mut header = [0; HEADER_V6];
+                let header_len = socks5_udp::encode_udp_header(orig_dst, &mut header);
+                Outgoing::new(slot, (0, len), None).with_header(&header[..header_len])
+            }
+        }
+    }
+
+    /// Puts the datagram in `slot` on its way to the client.
+    pub(super) fn reply(
+        &mut self,
+        slot: usize,
+        batch: &ReceiveBatch,
+        proxied: bool,
+        replies: &mut Replies,
+        cx: &mut Cx<'_>,
+    ) {
+        let Some(datagram) = batch.get(slot) else { return };
+        if datagram.truncated {
+            return cx.stats.drop(Drop::TooLarge);
+        }
+        let (from, start) = if proxied {
+            match socks5_udp::parse_udp(datagram.payload) {
+                Ok((UdpSource::Address(from), start)) => (from, start),
+                _ => return cx.stats.drop(Drop::Malformed),
+            }
+        } else {
+            (datagram.from, 0)
+        };
+        let payload = &datagram.payload[start..];
+        replies.push((slot, start, payload), from, self.client.address(), cx.stats);
+    }
+
+    /// Tells the client what ICMP said about its datagrams.
+    pub(super) fn pass_errors_on(&self, replies: &mut Replies, cx: &mut Cx<'_>) {
+        let Some(socket) = &self.socket else { return };
+        if !matches!(cx.outbounds.get(self.outbound).way, Way::Direct) {
+            return;
+        }
+        // bounded: a flood of errors must not hold up the others
+        for _ in 0..SLOTS {
+            let Ok(error) = errqueue::take(socket.as_fd()) else { return };
+            // destination unreachable (RFC 792 type 3, RFC 4443 type 1), but for "fragmentation needed", since we fragment
+            let passed_on =
+                if error.destination.is_ipv4() { error.kind == 3 && error.code != 4 } else { error.kind == 1 };
+            if passed_on {
+                let flow = (self.client.address(), error.destination, 0);
+                replies.unreachable((error.kind, error.code), 0, flow, cx.now, cx.stats);
+            }
+        }
+    }
+
+    /// The first destination of this client port.
+    pub(super) fn orig_dst(&self) -> SocketAddr {
+        self.orig_dst.address()
+    }
+
+    pub(super) fn view(&self, key: Key) -> View {
+        View {
+            id: u32::from(key.generation) << 16 | 0x8000 | u32::from(key.slot),
+            client: self.client.address(),
+            orig_dst: self.orig_dst.address(),
+            outbound: self.outbound,
+            rule: self.rule,
+            started: self.started,
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            state: match self.stage {
+                Stage::Resolving => "resolving",
+                Stage::Dialling => "dialling",
+                Stage::Ready => "relaying",
+                Stage::Failed => "failed",
+            },
+        }
+    }
+}
+
+/// Counts a datagram that could not be sent, and tells the client where there is no way to its destination.
+pub(super) fn unsent(
+    error: &io::Error,
+    client: SocketAddr,
+    orig_dst: Option<SocketAddr>,
+    len: usize,
+    (replies, stats): (&mut Replies, &mut Stats),
+    now: Tick,
+) {
+    stats.drop(match error.kind() {
+        ErrorKind::WouldBlock => Drop::NoRoom,
+        _ if sys::too_large(error) => Drop::TooLarge,
+        _ => Drop::Unsendable,
+    });
+    if let Some(orig_dst) = orig_dst
+        && matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable)
+    {
+        // "net unreachable" and "no route to destination": RFC 792, RFC 4443 section 3.1
+        let kind = if orig_dst.is_ipv4() { (3, 0) } else { (1, 0) };
+        replies.unreachable(kind, 0, (client, orig_dst, len), now, stats);
+    }
+}
+
+/// Sends, and again if the call only delivered the error of an earlier datagram.
+fn send(fd: BorrowedFd<'_>, to: Option<SocketAddr>, header: &[u8], payload: &[u8]) -> io::Result<()> {
+    let mut last = dgram::send(fd, to, header, payload);
+    for _ in 0..2 {
+        match &last {
+            Err(e) if !sys::too_large(e) && e.kind() != ErrorKind::WouldBlock => {
+                last = dgram::send(fd, to, header, payload);
+            }
+            _ => break,
+        }
+    }
+    last.map(drop)
+}
+
+/// The outside socket of a direct mapping: unconnected, so that anyone may answer (RFC 4787 REQ-8).
+pub(super) fn open_outside(client: SocketAddr, owner: Owner, cx: &Cx<'_>) -> io::Result<OwnedFd> {
+    let fd = open_udp(Family::of(client), cx)?;
+    match Family::of(client) {
+        Family::V4 => sockopt::set_ipv4_receive_errors(fd.as_fd())?,
+        Family::V6 => sockopt::set_ipv6_receive_errors(fd.as_fd())?,
+    }
+    register(&fd, owner, cx)?;
+    Ok(fd)
+}
+
+/// A UDP socket with our mark that fragments what is larger than the path's MTU.
+pub(super) fn open_udp(family: Family, cx: &Cx<'_>) -> io::Result<OwnedFd> {
+    let fd = socket::open(family, Transport::Udp)?;
+    sockopt::set_mark(fd.as_fd(), cx.self_mark)?;
+    match family {
+        Family::V4 => sockopt::set_ipv4_fragment(fd.as_fd())?,
+        Family::V6 => sockopt::set_ipv6_fragment(fd.as_fd())?,
+    }
+    Ok(fd)
+}
+
+pub(super) fn register(fd: &OwnedFd, owner: Owner, cx: &Cx<'_>) -> io::Result<()> {
+    cx.registry.register(&mut SourceFd(&fd.as_raw_fd()), owner.token(), Interest::READABLE)
+}

@@ -1,0 +1,210 @@
+//! One connection or flow, from stage to stage: intercept → classify → dial → relay → account.
+
+pub mod association;
+pub mod destinations;
+pub mod dial;
+pub mod intercept;
+pub mod mapping;
+pub mod outbound;
+pub mod pipes;
+pub mod relay;
+pub mod reply;
+pub mod tcp;
+pub mod udp;
+
+use crate::policy::Policy;
+use crate::resolve::Resolver;
+use crate::stats::Stats;
+use crate::store::pool::Pool;
+use crate::store::slab::Key;
+use crate::store::timers::Tick;
+use mio::Token;
+use outbound::Outbounds;
+use pipes::Pipes;
+use std::fmt;
+use std::io;
+
+/// All that a session may touch in its turn.
+pub struct Cx<'a> {
+    /// Where descriptors are registered.
+    pub registry: &'a mio::Registry,
+    /// The moment of this turn.
+    pub now: Tick,
+    /// Buffers for what the other side did not take.
+    pub pool: &'a mut Pool,
+    /// Pipes for bulk.
+    pub pipes: &'a mut Pipes,
+    /// The ways out.
+    pub outbounds: &'a mut Outbounds,
+    /// Names of the outbounds' servers.
+    pub resolver: &'a mut Resolver,
+    /// The rules.
+    pub policy: &'a mut Policy,
+    /// The counters.
+    pub stats: &'a mut Stats,
+    /// fwmark of the daemon's own packets.
+    pub self_mark: u32,
+}
+
+/// Which end of a session or mapping a descriptor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// TCP: the client's connection. UDP: the outside socket.
+    Near,
+    /// TCP: the connection to the server or proxy. UDP: the association's control connection.
+    Far,
+}
+
+/// Whose event it is, packed into the 32 bits that mips and arm have for a token:
+/// generation 16 | UDP 1 | slot 14 | side 1. The generation that no tenant has marks the process's own descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// A TCP session.
+    Tcp(Key, Side),
+    /// A UDP mapping.
+    Udp(Key, Side),
+    /// One of the process's own descriptors, by number.
+    Process(u16),
+}
+
+/// Most tenants of one table: what 14 bits of slot can name.
+pub const TABLE_MAX: u16 = 1 << 14;
+
+impl Owner {
+    /// The token for `mio`.
+    pub fn token(self) -> Token {
+        let packed = match self {
+            Owner::Tcp(key, side) => pack(key, 0, side),
+            Owner::Udp(key, side) => pack(key, 1, side),
+            Owner::Process(number) => u32::from(Key::NO_GENERATION) << 16 | u32::from(number),
+        };
+        Token(packed as usize)
+    }
+
+    /// Whose token it is.
+    pub fn of(token: Token) -> Owner {
+        let packed = token.0 as u32;
+        let generation = (packed >> 16) as u16;
+        if generation == Key::NO_GENERATION {
+            return Owner::Process(packed as u16);
+        }
+        let key = Key { slot: (packed >> 1) as u16 & (TABLE_MAX - 1), generation };
+        let side = if packed & 1 == 0 { Side::Near } else { Side::Far };
+        if packed & 0x8000 == 0 { Owner::Tcp(key, side) } else { Owner::Udp(key, side) }
+    }
+}
+
+fn pack(key: Key, udp: u32, side: Side) -> u32 {
+    let side = u32::from(side == Side::Far);
+    u32::from(key.generation) << 16 | udp << 15 | u32::from(key.slot & (TABLE_MAX - 1)) << 1 | side
+}
+
+/// What `mio` said about a descriptor.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Readiness {
+    /// Bytes, an end or an error wait to be read.
+    pub readable: bool,
+    /// Bytes can be written, or writing fails.
+    pub writable: bool,
+    /// The peer has ended its direction: read to the end, a short read is not the end of it.
+    pub read_closed: bool,
+    /// Urgent data: a read stops short of it, so a short read does not mean that nothing waits.
+    pub urgent: bool,
+    /// The socket has a pending error.
+    pub error: bool,
+}
+
+impl From<&mio::event::Event> for Readiness {
+    fn from(event: &mio::event::Event) -> Readiness {
+        let error = event.is_error();
+        Readiness {
+            readable: event.is_readable() || event.is_read_closed() || error,
+            writable: event.is_writable() || event.is_write_closed() || error,
+            read_closed: event.is_read_closed(),
+            urgent: event.is_priority(),
+            error,
+        }
+    }
+}
+
+/// Why a session or mapping ended.
+#[derive(Debug)]
+pub enum CloseReason {
+    /// Both directions came to their end.
+    Done,
+    /// The client reset it.
+    ClientFailed(io::Error),
+    /// The server or proxy reset it.
+    ServerFailed(io::Error),
+    /// The outbound could not reach the destination; logged where it happened.
+    DialFailed,
+    /// No byte for `idle_timeout`, no datagram for `udp_timeout`.
+    Idle,
+    /// A rule says drop.
+    Dropped,
+    /// Made room for a newer one.
+    Evicted,
+    /// Someone asked for it.
+    Kicked,
+    /// The daemon stops.
+    Stopping,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::Done => f.write_str("done"),
+            CloseReason::ClientFailed(error) => write!(f, "client: {}", Words(error)),
+            CloseReason::ServerFailed(error) => write!(f, "server: {}", Words(error)),
+            CloseReason::DialFailed => f.write_str("not connected"),
+            CloseReason::Idle => f.write_str("idle"),
+            CloseReason::Dropped => f.write_str("dropped"),
+            CloseReason::Evicted => f.write_str("evicted"),
+            CloseReason::Kicked => f.write_str("kicked"),
+            CloseReason::Stopping => f.write_str("daemon stops"),
+        }
+    }
+}
+
+/// An error in the kernel's words alone, without `(os error 111)`.
+pub struct Words<'a>(pub &'a io::Error);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        let words = text.split(" (os error").next().unwrap_or(&text);
+        let mut letters = words.chars();
+        match letters.next() {
+            Some(first) => write!(f, "{}{}", first.to_lowercase(), letters.as_str()),
+            None => f.write_str("unknown error"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_names_its_owner() {
+        for slot in [0, 1, TABLE_MAX - 1] {
+            for generation in [0, 1, 0x8000, Key::NO_GENERATION - 1] {
+                for side in [Side::Near, Side::Far] {
+                    let key = Key { slot, generation };
+                    for owner in [Owner::Tcp(key, side), Owner::Udp(key, side)] {
+                        assert_eq!(Owner::of(owner.token()), owner);
+                        assert!(u32::try_from(owner.token().0).is_ok());
+                    }
+                }
+            }
+        }
+        for number in [0, 7, u16::MAX] {
+            assert_eq!(Owner::of(Owner::Process(number).token()), Owner::Process(number));
+        }
+    }
+
+    #[test]
+    fn an_error_is_told_in_words() {
+        assert_eq!(Words(&nix::errno::Errno::ECONNREFUSED.into()).to_string(), "connection refused");
+    }
+}

@@ -1,0 +1,527 @@
+//! Two half-duplex pumps: bytes from one end to the other, half-close each way, backpressure by not reading.
+//!
+//! A direction that fills the scratch buffer again and again is *bulk*: its bytes go through a pooled pipe by splice(2) and
+//! never enter the process, until it turns small or idle.
+//!
+//! Nothing is copied twice in the common case: what is read into the scratch buffer that all sessions share is written at
+//! once. Only what the other side did not take waits in a pooled buffer. When the pool is empty nothing is lost and nothing
+//! waits: bytes are peeked at, written, and only as many are taken as were written.
+
+use super::Readiness;
+use super::pipes::{PIPE, Pipes};
+use crate::stats::Stats;
+use crate::store::pool::{CHUNK, Chunk, Pool};
+use crate::sys::splice::Pipe;
+use crate::sys::{socket, sockopt};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// One end of a session: the client's connection, or the one to the server.
+#[derive(Debug, Default)]
+pub struct End {
+    /// The connection; `None` while there is none to the server yet.
+    pub fd: Option<OwnedFd>,
+    /// The edge said that bytes, an end or an error wait, and no read since has found nothing.
+    pub readable: bool,
+    /// The edge said that there is room, and no write since has found none.
+    pub writable: bool,
+    /// The peer has sent its FIN, so only a read of nothing is the end of its bytes.
+    read_closed: bool,
+    /// Urgent data has come: short reads prove nothing from now on.
+    urgent: bool,
+    /// All its bytes have been read.
+    ended: bool,
+    /// We have sent our FIN to it.
+    shut: bool,
+    /// `TCP_NODELAY` is set.
+    nodelay: bool,
+    /// Bytes that it did not take yet.
+    held: Option<Chunk>,
+    /// Its bytes come through this pipe.
+    pipe: Option<Pipe>,
+    /// How many of them are in it.
+    piped: u32,
+    /// Reads in a row that argue for changing between copying and splicing what goes to it.
+    turning: u8,
+    /// Bytes that were written to it.
+    pub sent: u64,
+}
+
+/// Why a pump stopped.
+#[derive(Debug)]
+pub enum Pause {
+    /// One side or the other must become ready first.
+    WouldBlock,
+    /// Its share of this turn is used up; the edge will not come again, so it must be called again.
+    Spent,
+    /// The end was reached and passed on.
+    Ended,
+    /// Reading from the source failed: it has reset the connection, or was lost.
+    SourceFailed(io::Error),
+    /// Writing to the sink failed.
+    SinkFailed(io::Error),
+}
+
+/// Most bytes that one direction moves in one turn, so that a greedy stream starves no one.
+const TURN: usize = 4 * CHUNK;
+
+impl End {
+    /// An end that was accepted, and inherited its options from the listener.
+    pub fn accepted(fd: OwnedFd) -> End {
+        End { fd: Some(fd), nodelay: true, ..End::default() }
+    }
+
+    /// An end that is being connected, with no options set yet.
+    pub fn connecting(fd: OwnedFd) -> End {
+        End { fd: Some(fd), ..End::default() }
+    }
+
+    /// Notes what the edge said.
+    pub fn note(&mut self, ready: Readiness) {
+        self.readable |= ready.readable;
+        self.writable |= ready.writable;
+        self.read_closed |= ready.read_closed;
+        self.urgent |= ready.urgent;
+    }
+
+    /// The descriptor, if there is one.
+    pub fn borrow(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Our FIN has gone to this end and its own has come: nothing more will pass.
+    pub fn is_over(&self) -> bool {
+        self.ended && self.shut
+    }
+
+    /// Puts `bytes` before everything that this end will get; false if no buffer was free.
+    pub fn hold(&mut self, bytes: &[u8], pool: &mut Pool) -> bool {
+        debug_assert!(self.held.is_none());
+        self.held = pool.take(bytes);
+        self.held.is_some()
+    }
+
+    /// Gives back what an ending session still held.
+    pub fn release(&mut self, pool: &mut Pool, pipes: &mut Pipes) {
+        if let Some(chunk) = self.held.take() {
+            pool.give_back(chunk);
+        }
+        self.release_pipe(pipes);
+        if let Some(pipe) = self.pipe.take() {
+            pipes.give_back(pipe, true);
+        }
+    }
+
+    /// Gives the pipe back if it is empty.
+    pub fn release_pipe(&mut self, pipes: &mut Pipes) {
+        if self.piped == 0
+            && let Some(pipe) = self.pipe.take()
+        {
+            pipes.give_back(pipe, false);
+            self.turning = 0;
+        }
+    }
+
+    /// Whether a pipe is lent to this end.
+    pub fn has_pipe(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    /// The close that follows will be a reset.
+    pub fn reset(&self) {
+        if let Some(fd) = self.borrow() {
+            // on a socket that is reset already this has nothing to do
+            let _ = sockopt::set_reset_on_close(fd);
+        }
+    }
+}
+
+/// What all sessions share for moving bytes.
+pub struct Tools<'a> {
+    /// Any memory of at least [`CHUNK`] bytes.
+    pub scratch: &'a mut [u8],
+    /// Buffers for what a sink did not take.
+    pub pool: &'a mut Pool,
+    /// Pipes for bulk.
+    pub pipes: &'a mut Pipes,
+    /// Counters.
+    pub stats: &'a mut Stats,
+}
+
+/// A read of at least this much is a sign of bulk: half of what one read can bring.
+const LARGE: usize = CHUNK / 2;
+
+/// Reads in a row that are large before a direction gets a pipe.
+const LARGE_READS: u8 = 3;
+
+/// A splice of less than this much is not worth its second system call.
+const SMALL: usize = 8 * 1024;
+
+/// Splices in a row that are small before a direction gives its pipe back.
+const SMALL_SPLICES: u8 = 8;
+
+/// Moves what can be moved from `source` to `sink`.
+pub fn pump(source: &mut End, sink: &mut End, tools: &mut Tools<'_>) -> Pause {
+    let (Some(from), Some(to)) = (source.fd.take(), sink.fd.take()) else {
+        return Pause::WouldBlock;
+    };
+    let pause = pump_between(source, sink, from.as_fd(), to.as_fd(), tools);
+    (source.fd, sink.fd) = (Some(from), Some(to));
+    pause
+}
+
+fn pump_between(
+    source: &mut End,
+    sink: &mut End,
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    tools: &mut Tools<'_>,
+) -> Pause {
+    let before = sink.sent;
+    loop {
+        if let Some(pause) = drain(sink, to, tools.pool).or_else(|| drain_pipe(sink, to)) {
+            return pause;
+        }
+        if source.ended {
+            return end(source, sink, to);
+        }
+        if !source.readable || !sink.writable {
+            return Pause::WouldBlock;
+        }
+        if sink.sent - before >= TURN as u64 {
+            return Pause::Spent;
+        }
+        let moved = match splice(source, sink, from, tools.pipes) {
+            Some(pause) => pause,
+            None => copy(source, sink, from, to, tools),
+        };
+        if let Err(pause) = moved {
+            return pause;
+        }
+    }
+}
+
+/// Fills the sink's pipe. `None`: it has none, or only a read can tell what waits.
+fn splice(source: &mut End, sink: &mut End, from: BorrowedFd<'_>, pipes: &mut Pipes) -> Option<Result<(), Pause>> {
+    let pipe = sink.pipe.as_ref()?;
+    match pipe.fill(from, PIPE) {
+        // the end, or urgent data: a read tells them apart
+        Ok(0) => None,
+        Ok(n) => {
+            sink.piped = n as u32;
+            sink.turning = if n < SMALL { sink.turning.saturating_add(1) } else { 0 };
+            Some(Ok(()))
+        }
+        // the pipe was empty, so it is the socket that has nothing, unless urgent data stands first
+        Err(e) if e.kind() == ErrorKind::WouldBlock && source.urgent => None,
+        Err(e) if e.kind() == ErrorKind::WouldBlock => {
+            source.readable = false;
+            if sink.turning >= SMALL_SPLICES {
+                sink.release_pipe(pipes);
+            }
+            Some(Err(Pause::WouldBlock))
+        }
+        Err(e) if e.kind() == ErrorKind::Interrupted => Some(Ok(())),
+        Err(e) if e.kind() == ErrorKind::InvalidInput => {
+            pipes.refuse();
+            sink.release_pipe(pipes);
+            None
+        }
+        Err(e) => Some(Err(Pause::SourceFailed(e))),
+    }
+}
+
+/// Reads once and writes once.
+fn copy(
+    source: &mut End,
+    sink: &mut End,
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    tools: &mut Tools<'_>,
+) -> Result<(), Pause> {
+    let scratch = &mut tools.scratch[..CHUNK];
+    let by_peek = tools.pool.is_empty();
+    let read = if by_peek { socket::peek(from, scratch) } else { socket::receive(from, scratch) };
+    let n = match read {
+        Ok(0) => {
+            source.ended = true;
+            return Ok(());
+        }
+        Ok(n) => n,
+        Err(e) if e.kind() == ErrorKind::WouldBlock => {
+            source.readable = false;
+            return Err(Pause::WouldBlock);
+        }
+        Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(()),
+        Err(e) => return Err(Pause::SourceFailed(e)),
+    };
+    let written = write(sink, to, &scratch[..n]).map_err(Pause::SinkFailed)?;
+    if by_peek {
+        tools.stats.pool_empty += 1;
+        if written > 0 {
+            socket::discard(from, written).map_err(Pause::SourceFailed)?;
+        }
+        return Ok(());
+    }
+    if written < n {
+        // the pool was not empty before the read, and nobody has taken from it since
+        sink.held = tools.pool.take(&scratch[written..n]);
+    }
+    if n < scratch.len() && !source.read_closed && !source.urgent {
+        // all that had come was read; what comes later raises the edge again
+        source.readable = false;
+    }
+    if sink.pipe.is_none() {
+        sink.turning = if n >= LARGE { sink.turning.saturating_add(1) } else { 0 };
+        if sink.turning >= LARGE_READS {
+            sink.turning = 0;
+            sink.pipe = tools.pipes.take();
+        }
+    }
+    Ok(())
+}
+
+/// Writes what is in the sink's pipe; `None` if nothing is left.
+fn drain_pipe(sink: &mut End, to: BorrowedFd<'_>) -> Option<Pause> {
+    let pipe = sink.pipe.as_ref()?;
+    while sink.piped > 0 {
+        if !sink.writable {
+            return Some(Pause::WouldBlock);
+        }
+        match pipe.drain(to, sink.piped as usize) {
+            Ok(n) => {
+                sink.piped -= (n as u32).min(sink.piped);
+                sink.sent += n as u64;
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => sink.writable = false,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Some(Pause::SinkFailed(e)),
+        }
+    }
+    None
+}
+
+/// Writes what is held for `sink`; `None` if nothing is left.
+fn drain(sink: &mut End, to: BorrowedFd<'_>, pool: &mut Pool) -> Option<Pause> {
+    while let Some(mut chunk) = sink.held.take() {
+        if !sink.writable {
+            sink.held = Some(chunk);
+            return Some(Pause::WouldBlock);
+        }
+        match write(sink, to, pool.bytes(&chunk)) {
+            Ok(n) => {
+                chunk.advance(n);
+                if chunk.is_empty() {
+                    pool.give_back(chunk);
+                } else {
+                    sink.held = Some(chunk);
+                }
+            }
+            Err(e) => {
+                pool.give_back(chunk);
+                return Some(Pause::SinkFailed(e));
+            }
+        }
+    }
+    None
+}
+
+/// Writes once; 0 if the sink has no room. A short write means that it is full.
+fn write(sink: &mut End, to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    if !sink.nodelay && sink.sent > 0 {
+        // only a second small write can be held back by the first (RFC 896), so most short connections never pay this call
+        sink.nodelay = true;
+        if let Err(e) = sockopt::set_nodelay(to) {
+            log::debug!("cannot set TCP_NODELAY: {e}");
+        }
+    }
+    loop {
+        match socket::send(to, bytes) {
+            Ok(n) => {
+                sink.writable = n == bytes.len();
+                sink.sent += n as u64;
+                return Ok(n);
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                sink.writable = false;
+                return Ok(0);
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Passes the source's FIN on. Where the other direction is over already, the close that follows does that by itself.
+fn end(source: &End, sink: &mut End, to: BorrowedFd<'_>) -> Pause {
+    if !sink.shut {
+        sink.shut = true;
+        let close_follows = sink.ended && source.shut;
+        if !close_follows && let Err(e) = socket::shutdown_write(to) {
+            return Pause::SinkFailed(e);
+        }
+    }
+    Pause::Ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    const READY: Readiness =
+        Readiness { readable: true, writable: true, read_closed: false, urgent: false, error: false };
+
+    /// A peer under the test's control, and the end that the relay holds of it.
+    fn end_pair() -> (TcpStream, End) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (inside, _) = listener.accept().unwrap();
+        inside.set_nonblocking(true).unwrap();
+        let mut end = End::accepted(inside.into());
+        end.note(READY);
+        (peer, end)
+    }
+
+    struct Lab {
+        client: TcpStream,
+        near: End,
+        server: TcpStream,
+        far: End,
+        scratch: Vec<u8>,
+        pool: Pool,
+        pipes: Pipes,
+        stats: Stats,
+    }
+
+    fn lab(pool_bytes: u64) -> Lab {
+        let ((client, near), (server, far)) = (end_pair(), end_pair());
+        let (scratch, pool) = (vec![0; CHUNK], Pool::new(pool_bytes));
+        Lab { client, near, server, far, scratch, pool, pipes: Pipes::new(2), stats: Stats::default() }
+    }
+
+    impl Lab {
+        fn up(&mut self) -> Pause {
+            let Lab { near, far, scratch, pool, pipes, stats, .. } = self;
+            pump(near, far, &mut Tools { scratch, pool, pipes, stats })
+        }
+
+        fn down(&mut self) -> Pause {
+            let Lab { near, far, scratch, pool, pipes, stats, .. } = self;
+            pump(far, near, &mut Tools { scratch, pool, pipes, stats })
+        }
+
+        /// Pumps up until the far end takes no more, and returns how much the client had sent by then.
+        fn fill(&mut self) -> Vec<u8> {
+            self.client.set_nonblocking(true).unwrap();
+            let mut sent = Vec::new();
+            while self.far.writable {
+                let piece: Vec<u8> = (0..50_000).map(|i: usize| ((sent.len() + i) / 7) as u8).collect();
+                match self.client.write(&piece) {
+                    Ok(n) => sent.extend_from_slice(&piece[..n]),
+                    Err(e) => assert_eq!(e.kind(), ErrorKind::WouldBlock),
+                }
+                self.near.note(READY);
+                let _ = self.up();
+            }
+            sent
+        }
+
+        /// Reads at the server all that `sent` says, pumping along.
+        fn expect(&mut self, sent: &[u8]) {
+            self.server.set_nonblocking(true).unwrap();
+            let mut got = Vec::new();
+            let mut buffer = vec![0; 100_000];
+            while got.len() < sent.len() {
+                match self.server.read(&mut buffer) {
+                    Ok(0) => panic!("the end came early"),
+                    Ok(n) => got.extend_from_slice(&buffer[..n]),
+                    Err(e) => assert_eq!(e.kind(), ErrorKind::WouldBlock),
+                }
+                self.near.note(READY);
+                self.far.note(READY);
+                assert!(!matches!(self.up(), Pause::SourceFailed(_) | Pause::SinkFailed(_)));
+            }
+            assert!(got == sent, "contents differ");
+        }
+    }
+
+    #[test]
+    fn what_a_full_sink_did_not_take_waits_in_one_buffer_and_arrives_in_order() {
+        let mut lab = lab(2 * CHUNK as u64);
+        let sent = lab.fill();
+        assert!(lab.pool.lent() <= 1);
+        lab.expect(&sent);
+        assert_eq!(lab.pool.lent(), 0);
+    }
+
+    #[test]
+    fn with_the_pool_empty_nothing_is_lost_and_nothing_borrowed() {
+        let mut lab = lab(0);
+        let other = lab.pool.take(b"lent to another session").unwrap();
+        let sent = lab.fill();
+        lab.expect(&sent);
+        assert!(lab.stats.pool_empty > 0);
+        assert_eq!(lab.pool.lent(), 1);
+        lab.pool.give_back(other);
+    }
+
+    #[test]
+    fn the_end_is_passed_on_after_the_last_byte_and_the_other_direction_lives_on() {
+        let mut lab = lab(0);
+        lab.client.write_all(b"last words").unwrap();
+        lab.client.shutdown(std::net::Shutdown::Write).unwrap();
+        lab.near.note(Readiness { read_closed: true, ..READY });
+        assert!(matches!(lab.up(), Pause::Ended));
+        let mut text = String::new();
+        lab.server.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "last words");
+        lab.server.write_all(b"answer").unwrap();
+        lab.far.note(READY);
+        let _ = lab.down();
+        let mut answer = [0; 6];
+        lab.client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"answer");
+        assert!(!lab.near.is_over() && !lab.far.is_over());
+    }
+
+    #[test]
+    fn a_reset_of_the_source_is_told_from_its_end() {
+        let mut lab = lab(0);
+        sockopt::set_reset_on_close(lab.client.as_fd()).unwrap();
+        drop(std::mem::replace(&mut lab.client, end_pair().0));
+        assert!(matches!(lab.up(), Pause::SourceFailed(e) if e.kind() == ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn a_stream_that_never_pauses_is_stopped_after_its_share() {
+        let mut lab = lab(CHUNK as u64);
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (mut from, mut to) = (lab.client.try_clone().unwrap(), lab.server.try_clone().unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let piece = [7; 100_000];
+                while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                    if from.write_all(&piece).is_err() {
+                        break;
+                    }
+                }
+            });
+            scope.spawn(move || {
+                let mut sink = vec![0; 1 << 20];
+                while to.read(&mut sink).is_ok_and(|n| n > 0) {}
+            });
+            let mut spent = false;
+            while !spent {
+                lab.near.note(READY);
+                lab.far.note(READY);
+                spent = matches!(lab.up(), Pause::Spent);
+            }
+            drop(stop);
+            lab.near.reset();
+            lab.far.reset();
+            (lab.near, lab.far) = (End::default(), End::default());
+        });
+    }
+}

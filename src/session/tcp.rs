@@ -1,0 +1,542 @@
+//! TCP sessions: one slot each, from the accepted connection to the last byte.
+
+use super::dial::{self, Dial, Failure, Progress};
+use super::relay::{End, Pause, Tools, pump};
+use super::{CloseReason, Cx, Owner, Readiness, Side};
+use crate::policy::By;
+use crate::proto::socks5::Command;
+use crate::resolve::NameId;
+use crate::stats::Drop;
+use crate::store::endpoint::Endpoint;
+use crate::store::slab::{Key, Slab};
+use crate::store::timers::{Tick, Timers};
+use crate::sys::sockopt;
+use mio::Interest;
+use mio::unix::SourceFd;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+/// One intercepted connection.
+#[derive(Debug)]
+pub struct Session {
+    client: Endpoint,
+    orig_dst: Endpoint,
+    /// The client's connection.
+    near: End,
+    /// The connection to the server or proxy.
+    far: End,
+    dial: Key,
+    started: Tick,
+    active: Tick,
+    outbound: u16,
+    rule: Option<u16>,
+    stage: Stage,
+    queued: bool,
+    /// Keep-alive is set at the far end.
+    kept_alive: bool,
+    /// The next deadline asks whether the pipes are still needed.
+    pipes_watched: bool,
+}
+
+/// Age at which the far end gets keep-alive probes: connections that end sooner are spared the four calls.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+
+/// Silence after which a session gives its pipes back to those that move bytes.
+const PIPE_IDLE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The name of the outbound's server has no address yet.
+    Resolving,
+    /// Connecting, or in the handshake.
+    Dialling,
+    /// Bytes flow.
+    Relaying,
+    /// A rule says drop: the client hears nothing.
+    Silent,
+}
+
+/// How long a connection that a rule drops is held in silence. Its handshake was over before the rule was asked, so silence
+/// takes a slot; in the end it is reset.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// What `sessions` shows of one.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// Names it for `kick`.
+    pub id: u32,
+    /// Who began it.
+    pub client: SocketAddr,
+    /// Where it was going.
+    pub orig_dst: SocketAddr,
+    /// Index of the outbound.
+    pub outbound: u16,
+    /// Number of the rule that decided.
+    pub rule: Option<u16>,
+    /// When it began.
+    pub started: Tick,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// `resolving`, `dialling`, `relaying`, `dropped`, `failed`.
+    pub state: &'static str,
+}
+
+/// All TCP sessions, in fixed memory.
+pub struct Tcp {
+    sessions: Slab<Session>,
+    dials: Slab<Dial>,
+    timers: Timers,
+    /// Sessions whose share of a turn was used up.
+    queue: VecDeque<Key>,
+}
+
+/// Memory that an established session takes in the process, timers and queues included; handshakes have a pool of their own.
+pub const BYTES_PER_SESSION: usize = Slab::<Session>::SLOT_SIZE + Timers::SLOT_SIZE + size_of::<Key>();
+
+const _: () = assert!(BYTES_PER_SESSION <= 230);
+
+/// Most memory that a table of `capacity` takes, every session in its handshake, in bytes.
+pub const fn memory_max(capacity: usize) -> usize {
+    capacity * (BYTES_PER_SESSION + Slab::<Dial>::SLOT_SIZE)
+}
+
+impl Tcp {
+    /// Room for `capacity` sessions, at most [`super::TABLE_MAX`].
+    pub fn new(capacity: u16) -> Tcp {
+        Tcp {
+            sessions: Slab::new(capacity),
+            dials: Slab::new(capacity),
+            timers: Timers::new(capacity),
+            queue: VecDeque::with_capacity(capacity.into()),
+        }
+    }
+
+    /// True if no further session fits: then nothing is accepted, and the kernel's backlog waits.
+    pub fn is_full(&self) -> bool {
+        self.sessions.is_full()
+    }
+
+    /// Live sessions.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// Most sessions.
+    pub fn capacity(&self) -> usize {
+        self.sessions.capacity()
+    }
+
+    /// Takes an accepted connection, and starts to reach its destination through `outbound`.
+    pub fn open(
+        &mut self,
+        fd: OwnedFd,
+        flow: (SocketAddr, SocketAddr),
+        outbound: u16,
+        rule: Option<u16>,
+        cx: &mut Cx<'_>,
+    ) {
+        if let Some(key) = self.insert(fd, flow, outbound, rule, cx) {
+            self.dial(key, 0, cx);
+        }
+    }
+
+    /// Takes an accepted connection that a rule drops, and leaves it without an answer.
+    pub fn silence(&mut self, fd: OwnedFd, flow: (SocketAddr, SocketAddr), rule: Option<u16>, cx: &mut Cx<'_>) {
+        let Some(key) = self.insert(fd, flow, 0, rule, cx) else { return };
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.stage = Stage::Silent;
+        }
+        self.timers.set(key.slot, cx.now.after(SILENCE));
+    }
+
+    fn insert(
+        &mut self,
+        fd: OwnedFd,
+        flow: (SocketAddr, SocketAddr),
+        outbound: u16,
+        rule: Option<u16>,
+        cx: &mut Cx<'_>,
+    ) -> Option<Key> {
+        let (client, orig_dst) = flow;
+        let raw = fd.as_raw_fd();
+        let session = Session {
+            client: client.into(),
+            orig_dst: orig_dst.into(),
+            near: End::accepted(fd),
+            far: End::default(),
+            dial: Key::NONE,
+            started: cx.now,
+            active: cx.now,
+            outbound,
+            rule,
+            stage: Stage::Resolving,
+            queued: false,
+            kept_alive: false,
+            pipes_watched: false,
+        };
+        let Ok(key) = self.sessions.insert(session) else {
+            cx.stats.tcp.refused += 1;
+            return None;
+        };
+        cx.stats.tcp.total += 1;
+        cx.outbounds.get_mut(outbound).sessions += 1;
+        if let Err(e) = register(cx.registry, raw, Owner::Tcp(key, Side::Near)) {
+            cx.stats.drop(Drop::NoDescriptor);
+            self.close(key, CloseReason::ClientFailed(e), cx);
+            return None;
+        }
+        Some(key)
+    }
+
+    /// Tries the `attempt`th address of the outbound and, where the call itself fails, those after it.
+    fn dial(&mut self, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
+        loop {
+            let Some(session) = self.sessions.get_mut(key) else { return };
+            let orig_dst = session.orig_dst.address();
+            let outbound = cx.outbounds.get(session.outbound);
+            if let Some(name) = outbound.server().and_then(|server| server.name) {
+                // does nothing while the answer is fresh
+                cx.resolver.request(name, cx.now);
+            }
+            let Some(address) = outbound.address(attempt, orig_dst, cx.resolver) else {
+                session.stage = Stage::Resolving;
+                self.timers.set(key.slot, session.started.after(outbound.connect_timeout));
+                return;
+            };
+            let more = outbound.address(attempt + 1, orig_dst, cx.resolver).is_some();
+            let dial = Dial::new(outbound, attempt, address, Command::Connect, orig_dst);
+            // with several addresses to try, none may use up the whole time
+            let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
+            let started = dial::connect(address, cx.self_mark).and_then(|fd| {
+                register(cx.registry, fd.as_raw_fd(), Owner::Tcp(key, Side::Far))
+                    .map_err(|e| Failure::Call("epoll_ctl", e))?;
+                Ok(fd)
+            });
+            match started {
+                Ok(fd) => {
+                    session.far = End::connecting(fd);
+                    session.stage = Stage::Dialling;
+                    self.dials.remove(session.dial);
+                    session.dial = self.dials.insert(dial).unwrap_or(Key::NONE);
+                    self.timers.set(key.slot, cx.now.after(timeout));
+                    return;
+                }
+                Err(failure) if failure.is_of_address() && more => {
+                    self.note_dead_address(key, cx);
+                    attempt += 1;
+                }
+                Err(failure) => {
+                    self.fail(key, Some(address), &failure, cx);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The address of a named server did not answer: ask whether it has moved.
+    fn note_dead_address(&self, key: Key, cx: &mut Cx<'_>) {
+        let server = self.sessions.get(key).and_then(|session| cx.outbounds.get(session.outbound).server());
+        if let Some(name) = server.and_then(|server| server.name) {
+            cx.resolver.refresh(name, cx.now);
+        }
+    }
+
+    /// The socket of `side` became ready. `scratch` is any memory of at least one pool buffer's size.
+    pub fn ready(&mut self, key: Key, side: Side, ready: Readiness, scratch: &mut [u8], cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        match side {
+            Side::Near => session.near.note(ready),
+            Side::Far => session.far.note(ready),
+        }
+        match (session.stage, side) {
+            (Stage::Relaying, _) => self.relay(key, ready.error.then_some(side), scratch, cx),
+            (Stage::Dialling, Side::Far) => self.advance(key, ready, scratch, cx),
+            (_, Side::Near) => {
+                if let Some(Err(e)) = ready.error.then(|| session.near.borrow().map_or(Ok(()), sockopt::take_error)) {
+                    self.close(key, CloseReason::ClientFailed(e), cx);
+                }
+            }
+            (Stage::Resolving | Stage::Silent, Side::Far) => {}
+        }
+    }
+
+    fn advance(&mut self, key: Key, ready: Readiness, scratch: &mut [u8], cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (Some(dial), Some(fd)) = (self.dials.get_mut(session.dial), session.far.borrow()) else { return };
+        let outbound = cx.outbounds.get_mut(session.outbound);
+        match dial.advance(fd, ready, outbound) {
+            Ok(Progress::Waiting) => {}
+            Ok(Progress::Done { surplus, .. }) => {
+                outbound.worked(dial.attempt, cx.resolver);
+                session.stage = Stage::Relaying;
+                session.active = cx.now;
+                self.timers.set(key.slot, cx.now.after(outbound.idle_timeout.min(KEEPALIVE_AFTER)));
+                if surplus > 0 && !session.near.hold(dial.surplus(surplus), cx.pool) {
+                    // at most three octets, and only from a proxy with a name of two letters: see Handshake::wanted
+                    cx.stats.pool_empty += 1;
+                    self.close(key, CloseReason::ServerFailed(std::io::ErrorKind::OutOfMemory.into()), cx);
+                    return;
+                }
+                self.dials.remove(session.dial);
+                session.dial = Key::NONE;
+                self.relay(key, None, scratch, cx);
+            }
+            Err(failure) => self.retry(key, failure, cx),
+        }
+    }
+
+    /// A dial failed: on to the next address where that may help.
+    fn retry(&mut self, key: Key, failure: Failure, cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let dial = self.dials.get(session.dial);
+        let (attempt, address, connected) =
+            dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
+        let outbound = cx.outbounds.get(session.outbound);
+        let of_address = failure.is_of_address() && !connected;
+        let more = outbound.address(attempt + 1, session.orig_dst.address(), cx.resolver).is_some();
+        if of_address {
+            self.note_dead_address(key, cx);
+        }
+        if of_address && more {
+            log::debug!("{failure} at {address:?}, trying the next address");
+            self.dial(key, attempt + 1, cx);
+        } else {
+            self.fail(key, address, &failure, cx);
+        }
+    }
+
+    /// The destination can't be reached: the client is reset.
+    fn fail(&mut self, key: Key, address: Option<SocketAddr>, failure: &Failure, cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let (outbound, client, orig_dst) = (session.outbound, session.client.address(), session.orig_dst.address());
+        session.near.reset();
+        dial::report(cx, outbound, client, orig_dst, address, failure);
+        self.close(key, CloseReason::DialFailed, cx);
+    }
+
+    fn relay(&mut self, key: Key, error: Option<Side>, scratch: &mut [u8], cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Session { near, far, .. } = session;
+        let before = near.sent + far.sent;
+        let tools = &mut Tools { scratch, pool: cx.pool, pipes: cx.pipes, stats: cx.stats };
+        let up = pump(near, far, tools);
+        let down = pump(far, near, tools);
+        if near.sent + far.sent != before {
+            session.active = cx.now;
+        }
+        if !session.pipes_watched && (session.near.has_pipe() || session.far.has_pipe()) {
+            session.pipes_watched = true;
+            self.timers.set(key.slot, cx.now.after(PIPE_IDLE));
+        }
+        let ended = session.near.is_over() && session.far.is_over();
+        let spent = matches!(up, Pause::Spent) || matches!(down, Pause::Spent);
+        let failed = match (up, down) {
+            (Pause::SourceFailed(e), _) | (_, Pause::SinkFailed(e)) => Some(CloseReason::ClientFailed(e)),
+            (_, Pause::SourceFailed(e)) | (Pause::SinkFailed(e), _) => Some(CloseReason::ServerFailed(e)),
+            _ => None,
+        };
+        // an error that neither pump ran into, since nothing was to be read or written there
+        let failed = failed.or_else(|| {
+            let (side, fd) = match error? {
+                Side::Near => (Side::Near, session.near.borrow()?),
+                Side::Far => (Side::Far, session.far.borrow()?),
+            };
+            let e = sockopt::take_error(fd).err()?;
+            Some(if side == Side::Near { CloseReason::ClientFailed(e) } else { CloseReason::ServerFailed(e) })
+        });
+        if let Some(reason) = failed {
+            if !ended {
+                session.near.reset();
+                session.far.reset();
+            }
+            self.close(key, reason, cx);
+        } else if ended {
+            self.close(key, CloseReason::Done, cx);
+        } else if spent && !session.queued {
+            session.queued = true;
+            self.queue.push_back(key);
+        }
+    }
+
+    /// True if [`Self::run_queued`] has something to do.
+    pub fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Gives each session whose share was used up its next one.
+    pub fn run_queued(&mut self, scratch: &mut [u8], cx: &mut Cx<'_>) {
+        for _ in 0..self.queue.len() {
+            let Some(key) = self.queue.pop_front() else { return };
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.queued = false;
+                self.relay(key, None, scratch, cx);
+            }
+        }
+    }
+
+    /// The next deadline of any session.
+    pub fn deadline(&self) -> Option<Tick> {
+        self.timers.next()
+    }
+
+    /// Ends what has passed its deadline.
+    pub fn expire(&mut self, cx: &mut Cx<'_>) {
+        while let Some(slot) = self.timers.expired(cx.now) {
+            let Some(key) = self.sessions.key_at(slot) else { continue };
+            let Some(session) = self.sessions.get(key) else { continue };
+            let outbound = cx.outbounds.get(session.outbound);
+            match session.stage {
+                Stage::Relaying => {
+                    let idle_timeout = outbound.idle_timeout;
+                    if cx.now.reached(session.active.after(idle_timeout)) {
+                        self.close(key, CloseReason::Idle, cx);
+                    } else if let Some(session) = self.sessions.get_mut(key) {
+                        self.timers.set(slot, session.look_after(idle_timeout, cx));
+                    }
+                }
+                Stage::Dialling => self.retry(key, Failure::TimedOut(outbound.connect_timeout), cx),
+                Stage::Resolving => self.fail(key, None, &Failure::NoAddress, cx),
+                Stage::Silent => {
+                    session.near.reset();
+                    self.close(key, CloseReason::Dropped, cx);
+                }
+            }
+        }
+    }
+
+    /// A name was looked up: sessions that waited for it go on.
+    pub fn resolved(&mut self, name: NameId, cx: &mut Cx<'_>) {
+        for slot in 0..self.sessions.touched() {
+            let Some(key) = self.sessions.key_at(slot) else { continue };
+            let waits = self.sessions.get(key).is_some_and(|session| {
+                let server = cx.outbounds.get(session.outbound).server();
+                session.stage == Stage::Resolving && server.is_some_and(|server| server.name == Some(name))
+            });
+            if waits && !cx.resolver.addresses(name).is_empty() {
+                self.dial(key, 0, cx);
+            }
+        }
+    }
+
+    /// Ends all sessions.
+    pub fn close_all(&mut self, cx: &mut Cx<'_>) {
+        for slot in 0..self.sessions.touched() {
+            if let Some(key) = self.sessions.key_at(slot) {
+                self.close(key, CloseReason::Stopping, cx);
+            }
+        }
+    }
+
+    /// Ends the session of this [`View::id`], or all of a client; returns how many.
+    pub fn kick(&mut self, which: impl Fn(&View) -> bool, cx: &mut Cx<'_>) -> usize {
+        let mut count = 0;
+        for slot in 0..self.sessions.touched() {
+            let Some(key) = self.sessions.key_at(slot) else { continue };
+            let Some(session) = self.sessions.get(key) else { continue };
+            if which(&session.view(key)) {
+                session.near.reset();
+                session.far.reset();
+                self.close(key, CloseReason::Kicked, cx);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// All sessions, for `sessions` and `status`.
+    pub fn views(&self) -> impl Iterator<Item = View> {
+        self.sessions.iter().map(|(key, session)| session.view(key))
+    }
+
+    /// What is in `slot`, which is below [`Self::slots`].
+    pub fn view_at(&self, slot: u16) -> Option<View> {
+        let key = self.sessions.key_at(slot)?;
+        self.sessions.get(key).map(|session| session.view(key))
+    }
+
+    /// A bound for walks by [`Self::view_at`], so that one can be put down and taken up again.
+    pub fn slots(&self) -> u16 {
+        self.sessions.touched()
+    }
+
+    fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
+        let Some(mut session) = self.sessions.remove(key) else { return };
+        self.timers.clear(key.slot);
+        self.dials.remove(session.dial);
+        session.near.release(cx.pool, cx.pipes);
+        session.far.release(cx.pool, cx.pipes);
+        let outbound = cx.outbounds.get_mut(session.outbound);
+        outbound.sessions -= 1;
+        outbound.bytes_up += session.far.sent;
+        outbound.bytes_down += session.near.sent;
+        log::debug!(
+            "tcp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {:.1} s",
+            session.client,
+            session.orig_dst,
+            outbound.name,
+            By(session.rule),
+            session.far.sent,
+            session.near.sent,
+            cx.now.since(session.started).as_secs_f32(),
+        );
+    }
+}
+
+impl Session {
+    /// Does what is due for a session that lives on, and says when to look again.
+    fn look_after(&mut self, idle_timeout: Duration, cx: &mut Cx<'_>) -> Tick {
+        let pipes_idle_at = self.active.after(PIPE_IDLE);
+        if self.pipes_watched && cx.now.reached(pipes_idle_at) {
+            self.near.release_pipe(cx.pipes);
+            self.far.release_pipe(cx.pipes);
+            self.pipes_watched = false;
+        }
+        if !self.kept_alive && cx.now.since(self.started) >= KEEPALIVE_AFTER {
+            self.kept_alive = true;
+            if let Some(fd) = self.far.borrow() {
+                dial::set_keepalive_or_warn(fd);
+            }
+        }
+        let idle_at = self.active.after(idle_timeout);
+        let sooner = |at: Tick, other: Tick| if at.reached(other) { other } else { at };
+        match (self.pipes_watched, self.kept_alive) {
+            (true, _) => sooner(idle_at, cx.now.after(PIPE_IDLE)),
+            (false, false) => sooner(idle_at, self.started.after(KEEPALIVE_AFTER)),
+            (false, true) => idle_at,
+        }
+    }
+
+    fn view(&self, key: Key) -> View {
+        View {
+            id: u32::from(key.generation) << 16 | u32::from(key.slot),
+            client: self.client.address(),
+            orig_dst: self.orig_dst.address(),
+            outbound: self.outbound,
+            rule: self.rule,
+            started: self.started,
+            bytes_up: self.far.sent,
+            bytes_down: self.near.sent,
+            state: match self.stage {
+                Stage::Resolving => "resolving",
+                Stage::Dialling => "dialling",
+                Stage::Relaying => "relaying",
+                Stage::Silent => "dropped",
+            },
+        }
+    }
+}
+
+/// Registers once for everything that an edge can say; closing the descriptor takes it out again.
+fn register(registry: &mio::Registry, fd: i32, owner: Owner) -> std::io::Result<()> {
+    let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+    registry.register(&mut SourceFd(&fd), owner.token(), interest)
+}

@@ -1,0 +1,446 @@
+//! UDP: mappings (client address and port × outbound) in one fixed table, and datagrams through them both ways.
+
+use super::association;
+use super::destinations::{Decision, Destinations};
+use super::dial::Dial;
+use super::mapping::{Mapping, Stage, open_outside, unsent};
+use super::outbound::Way;
+use super::reply::Replies;
+use super::tcp::View;
+use super::{CloseReason, Cx, Owner, Readiness, Side};
+use crate::config::Target;
+use crate::policy::{By, Flow, Proto};
+use crate::stats::Drop;
+use crate::store::endpoint::{Endpoint, keyed_hash};
+use crate::store::index::Index;
+use crate::store::lru::Lru;
+use crate::store::slab::{Key, Slab};
+use crate::store::timers::{Tick, Timers};
+use crate::sys;
+use crate::sys::dgram::queue::SendQueue;
+use crate::sys::dgram::{Datagram, ReceiveBatch, SLOTS};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// All UDP mappings and destination entries, in fixed memory.
+pub struct Udp {
+    pub(super) mappings: Slab<Mapping>,
+    pub(super) dials: Slab<Dial>,
+    pub(super) timers: Timers,
+    index: Index,
+    lru: Lru,
+    destinations: Destinations,
+    /// Mappings whose share of a turn was used up.
+    queue: VecDeque<Key>,
+    /// Datagrams of one mapping in a row, on their way out.
+    outgoing: SendQueue,
+    /// The mapping that `outgoing` belongs to.
+    outgoing_of: Key,
+    hash_key: u64,
+}
+
+/// Memory that an idle flow of one destination takes: its mapping with timer, index and queue, and one destination entry.
+pub const BYTES_PER_FLOW: usize = Slab::<Mapping>::SLOT_SIZE
+    + Timers::SLOT_SIZE
+    + Index::SLOT_SIZE
+    + Lru::SLOT_SIZE
+    + size_of::<Key>()
+    + Destinations::ENTRY_SIZE;
+
+const _: () = assert!(BYTES_PER_FLOW <= 192);
+
+/// Most memory that a table of `capacity` takes, every mapping in its handshake, in bytes.
+pub const fn memory_max(capacity: usize) -> usize {
+    let mapping = BYTES_PER_FLOW - Destinations::ENTRY_SIZE + Slab::<Dial>::SLOT_SIZE;
+    capacity * mapping + Destinations::memory(capacity * DESTINATIONS_PER_MAPPING)
+}
+
+/// Destination entries for each mapping.
+const DESTINATIONS_PER_MAPPING: usize = 4;
+
+/// Silence after which a flow that spoke only to port 53 ends: RFC 4787 REQ-5a allows less for well-known ports.
+const DNS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Batches that one socket may read in one turn.
+pub const BATCHES_PER_TURN: usize = 2;
+
+impl Udp {
+    /// Room for `capacity` mappings, at most [`super::TABLE_MAX`]; `hash_key` seeds the tables.
+    pub fn new(capacity: u16, hash_key: u64) -> Udp {
+        Udp {
+            mappings: Slab::new(capacity),
+            dials: Slab::new(capacity),
+            timers: Timers::new(capacity),
+            index: Index::new(capacity),
+            lru: Lru::new(capacity),
+            destinations: Destinations::new(usize::from(capacity) * DESTINATIONS_PER_MAPPING, hash_key),
+            queue: VecDeque::with_capacity(capacity.into()),
+            outgoing: SendQueue::new(true),
+            outgoing_of: Key::NONE,
+            hash_key,
+        }
+    }
+
+    /// Live mappings.
+    pub fn len(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.mappings.is_empty()
+    }
+
+    /// Most mappings.
+    pub fn capacity(&self) -> usize {
+        self.mappings.capacity()
+    }
+
+    /// The destination entries, for `status`.
+    pub fn destinations(&self) -> &Destinations {
+        &self.destinations
+    }
+
+    /// A reload has changed the rules: cached drops and rejects are decided anew, live mappings stay.
+    pub fn forget_verdicts(&mut self) {
+        self.destinations.forget_verdicts();
+    }
+
+    /// An intercepted datagram, in `slot` of `batch`, to `orig_dst`. What is to go out is sent by [`Self::flush`] at the
+    /// latest.
+    pub fn datagram(
+        &mut self,
+        slot: usize,
+        orig_dst: SocketAddr,
+        batch: &ReceiveBatch,
+        replies: &mut Replies,
+        cx: &mut Cx<'_>,
+    ) {
+        let Some(Datagram { from: client, payload, .. }) = batch.get(slot) else { return };
+        let cached = self.destinations.find(client.into(), orig_dst.into(), cx.now);
+        let decision = match cached {
+            Some(Decision::Through(key)) if self.mappings.get(key).is_some() => Decision::Through(key),
+            Some(Decision::Through(_)) | None => match self.decide(client, orig_dst, cx) {
+                Some(decision) => decision,
+                None => return,
+            },
+            Some(without_mapping) => without_mapping,
+        };
+        match decision {
+            Decision::Through(key) => self.forward(key, (slot, orig_dst, payload), batch, replies, cx),
+            Decision::Reject => {
+                cx.stats.drop(Drop::ByRule);
+                replies.port_unreachable((client, orig_dst, payload.len()), cx.now, cx.stats);
+            }
+            Decision::Drop => cx.stats.drop(Drop::ByRule),
+        }
+    }
+
+    fn decide(&mut self, client: SocketAddr, orig_dst: SocketAddr, cx: &mut Cx<'_>) -> Option<Decision> {
+        let verdict = cx.policy.decide_and_count(&Flow { proto: Proto::Udp, client, orig_dst });
+        let decision = match verdict.target {
+            Target::Reject => Decision::Reject,
+            Target::Drop => Decision::Drop,
+            Target::Direct => Decision::Through(self.mapping(client, orig_dst, 0, verdict.rule, cx)?),
+            Target::Outbound(index) => Decision::Through(self.mapping(client, orig_dst, index, verdict.rule, cx)?),
+        };
+        self.destinations.insert(client.into(), orig_dst.into(), decision, cx.now);
+        Some(decision)
+    }
+
+    /// The mapping of `client` at `outbound`, made if there is none; `None` if it got no socket.
+    fn mapping(
+        &mut self,
+        client: SocketAddr,
+        orig_dst: SocketAddr,
+        outbound: u16,
+        rule: Option<u16>,
+        cx: &mut Cx<'_>,
+    ) -> Option<Key> {
+        let endpoint = Endpoint::from(client);
+        let hash = self.hash(endpoint, outbound);
+        let is_it = |slot| {
+            let mapping = self.mappings.key_at(slot).and_then(|key| self.mappings.get(key));
+            mapping.is_some_and(|mapping| mapping.client == endpoint && mapping.outbound == outbound)
+        };
+        if let Some(key) = self.index.find(hash, is_it).and_then(|slot| self.mappings.key_at(slot)) {
+            return Some(key);
+        }
+        if self.mappings.is_full()
+            && let Some(oldest) = self.lru.oldest().and_then(|slot| self.mappings.key_at(slot))
+        {
+            cx.stats.udp.evicted += 1;
+            self.close(oldest, CloseReason::Evicted, cx);
+        }
+        let mapping = Mapping {
+            client: endpoint,
+            orig_dst: orig_dst.into(),
+            socket: None,
+            control: None,
+            dial: Key::NONE,
+            waiting: None,
+            waiting_count: 0,
+            stage: Stage::Resolving,
+            only_dns: true,
+            queued: false,
+            outbound,
+            rule,
+            started: cx.now,
+            active: cx.now,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        let key = self.mappings.insert(mapping).ok()?;
+        cx.stats.udp.total += 1;
+        cx.outbounds.get_mut(outbound).sessions += 1;
+        self.index.insert(hash, key.slot);
+        self.lru.touch(key.slot);
+        match cx.outbounds.get(outbound).way {
+            Way::Direct => match self.open_outside(key, client, cx) {
+                Ok(fd) => {
+                    let timeout = cx.outbounds.get(outbound).udp_timeout.min(DNS_TIMEOUT);
+                    self.timers.set(key.slot, cx.now.after(timeout));
+                    if let Some(mapping) = self.mappings.get_mut(key) {
+                        mapping.socket = Some(fd);
+                        mapping.stage = Stage::Ready;
+                    }
+                }
+                Err(e) => {
+                    cx.stats.drop(Drop::NoDescriptor);
+                    cx.stats.udp.refused += 1;
+                    self.close(key, CloseReason::ServerFailed(e), cx);
+                    return None;
+                }
+            },
+            Way::Socks5 { .. } => association::dial(self, key, 0, cx),
+        }
+        Some(key)
+    }
+
+    /// The outside socket of a direct mapping. Where descriptors have run out, the longest idle mapping gives one up.
+    fn open_outside(&mut self, key: Key, client: SocketAddr, cx: &mut Cx<'_>) -> io::Result<OwnedFd> {
+        let owner = Owner::Udp(key, Side::Near);
+        match open_outside(client, owner, cx) {
+            Err(e) if sys::out_of_resources(&e) => {
+                let oldest = self.lru.oldest().filter(|slot| *slot != key.slot);
+                let Some(oldest) = oldest.and_then(|slot| self.mappings.key_at(slot)) else { return Err(e) };
+                cx.stats.udp.evicted += 1;
+                self.close(oldest, CloseReason::Evicted, cx);
+                open_outside(client, owner, cx)
+            }
+            opened => opened,
+        }
+    }
+
+    fn hash(&self, client: Endpoint, outbound: u16) -> u64 {
+        let [a, b, port] = client.words();
+        keyed_hash(self.hash_key, &[a, b, port << 16 | u64::from(outbound)])
+    }
+
+    fn forward(
+        &mut self,
+        key: Key,
+        (slot, orig_dst, payload): (usize, SocketAddr, &[u8]),
+        batch: &ReceiveBatch,
+        replies: &mut Replies,
+        cx: &mut Cx<'_>,
+    ) {
+        let Some(mapping) = self.mappings.get_mut(key) else { return };
+        mapping.active = cx.now;
+        mapping.only_dns &= orig_dst.port() == 53;
+        self.lru.touch(key.slot);
+        match mapping.stage {
+            Stage::Ready => {
+                let outgoing = mapping.outgoing(slot, orig_dst, payload.len(), cx.outbounds);
+                if self.outgoing_of != key || self.outgoing.is_full() {
+                    self.flush(batch, replies, cx);
+                    self.outgoing_of = key;
+                }
+                self.outgoing.push(outgoing);
+            }
+            Stage::Resolving | Stage::Dialling => association::wait(mapping, orig_dst, payload, cx),
+            Stage::Failed => cx.stats.drop(Drop::NotReady),
+        }
+    }
+
+    /// Sends what waits to go out, whose payloads are in `batch`.
+    pub fn flush(&mut self, batch: &ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
+        if self.outgoing.is_empty() {
+            return;
+        }
+        let Some(mapping) = self.mappings.get_mut(self.outgoing_of) else {
+            // evicted while its datagrams waited
+            self.outgoing.clear();
+            cx.stats.drop(Drop::NotReady);
+            return;
+        };
+        let Mapping { socket, bytes_up, client, .. } = mapping;
+        let Some(socket) = socket else { return self.outgoing.clear() };
+        self.outgoing.flush(socket.as_fd(), batch, |outgoing, result| match result {
+            Ok(()) => *bytes_up += outgoing.part.1 as u64,
+            Err(e) => unsent(e, client.address(), outgoing.to(), outgoing.part.1, (replies, cx.stats), cx.now),
+        });
+    }
+
+    /// A socket of the mapping became ready.
+    pub fn ready(
+        &mut self,
+        key: Key,
+        side: Side,
+        ready: Readiness,
+        batch: &mut ReceiveBatch,
+        replies: &mut Replies,
+        cx: &mut Cx<'_>,
+    ) {
+        match side {
+            Side::Near => {
+                if ready.error
+                    && let Some(mapping) = self.mappings.get(key)
+                {
+                    mapping.pass_errors_on(replies, cx);
+                }
+                self.receive(key, batch, replies, cx);
+            }
+            Side::Far => association::ready(self, key, ready, batch.scratch(), replies, cx),
+        }
+    }
+
+    /// Passes on what waits at the outside socket.
+    fn receive(&mut self, key: Key, batch: &mut ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
+        let Some(mapping) = self.mappings.get_mut(key) else { return };
+        let Some(socket) = mapping.socket.take() else { return };
+        let proxied = !matches!(cx.outbounds.get(mapping.outbound).way, Way::Direct);
+        let mut drained = false;
+        for _ in 0..BATCHES_PER_TURN {
+            match batch.receive(socket.as_fd()) {
+                Ok(count) => {
+                    for slot in 0..count {
+                        mapping.reply(slot, batch, proxied, replies, cx);
+                    }
+                    mapping.bytes_down += replies.flush(batch, cx.now, cx.stats);
+                    mapping.active = cx.now;
+                    // fewer than asked for: nothing more waits, and what comes raises the edge again
+                    drained = count < SLOTS;
+                }
+                // a pending ICMP error, which the call has taken: what waits behind it is read next
+                Err(e) => drained = e.kind() == ErrorKind::WouldBlock,
+            }
+            if drained {
+                break;
+            }
+        }
+        mapping.socket = Some(socket);
+        self.lru.touch(key.slot);
+        if !drained && !mapping.queued {
+            mapping.queued = true;
+            self.queue.push_back(key);
+        }
+    }
+
+    /// True if [`Self::run_queued`] has something to do.
+    pub fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Gives each mapping whose share was used up its next one.
+    pub fn run_queued(&mut self, batch: &mut ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
+        for _ in 0..self.queue.len() {
+            let Some(key) = self.queue.pop_front() else { return };
+            if let Some(mapping) = self.mappings.get_mut(key) {
+                mapping.queued = false;
+                self.receive(key, batch, replies, cx);
+            }
+        }
+    }
+
+    /// The next deadline of any mapping.
+    pub fn deadline(&self) -> Option<Tick> {
+        self.timers.next()
+    }
+
+    /// Ends what has passed its deadline.
+    pub fn expire(&mut self, cx: &mut Cx<'_>) {
+        while let Some(slot) = self.timers.expired(cx.now) {
+            let Some(key) = self.mappings.key_at(slot) else { continue };
+            let Some(mapping) = self.mappings.get(key) else { continue };
+            let timeout = cx.outbounds.get(mapping.outbound).udp_timeout;
+            let timeout = if mapping.only_dns { timeout.min(DNS_TIMEOUT) } else { timeout };
+            match mapping.stage {
+                Stage::Ready => {
+                    let until = mapping.active.after(timeout);
+                    if cx.now.reached(until) {
+                        self.close(key, CloseReason::Idle, cx);
+                    } else {
+                        self.timers.set(slot, until);
+                    }
+                }
+                Stage::Failed => self.close(key, CloseReason::DialFailed, cx),
+                Stage::Resolving | Stage::Dialling => association::timed_out(self, key, cx),
+            }
+        }
+    }
+
+    /// Ends all mappings.
+    pub fn close_all(&mut self, cx: &mut Cx<'_>) {
+        self.kick_as(|_| true, || CloseReason::Stopping, cx);
+    }
+
+    /// Ends the mappings that `which` picks; returns how many.
+    pub fn kick(&mut self, which: impl Fn(&View) -> bool, cx: &mut Cx<'_>) -> usize {
+        self.kick_as(which, || CloseReason::Kicked, cx)
+    }
+
+    fn kick_as(&mut self, which: impl Fn(&View) -> bool, reason: impl Fn() -> CloseReason, cx: &mut Cx<'_>) -> usize {
+        let mut count = 0;
+        for slot in 0..self.mappings.touched() {
+            let Some(key) = self.mappings.key_at(slot) else { continue };
+            if self.mappings.get(key).is_some_and(|mapping| which(&mapping.view(key))) {
+                self.close(key, reason(), cx);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// All mappings, for `sessions` and `status`.
+    pub fn views(&self) -> impl Iterator<Item = View> {
+        self.mappings.iter().map(|(key, mapping)| mapping.view(key))
+    }
+
+    /// What is in `slot`, which is below [`Self::slots`].
+    pub fn view_at(&self, slot: u16) -> Option<View> {
+        let key = self.mappings.key_at(slot)?;
+        self.mappings.get(key).map(|mapping| mapping.view(key))
+    }
+
+    /// A bound for walks by [`Self::view_at`], so that one can be put down and taken up again.
+    pub fn slots(&self) -> u16 {
+        self.mappings.touched()
+    }
+
+    pub(super) fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
+        let Some(mut mapping) = self.mappings.remove(key) else { return };
+        self.index.remove(self.hash(mapping.client, mapping.outbound), key.slot);
+        self.lru.remove(key.slot);
+        self.timers.clear(key.slot);
+        self.dials.remove(mapping.dial);
+        association::forget_waiting(&mut mapping, cx);
+        let outbound = cx.outbounds.get_mut(mapping.outbound);
+        outbound.sessions -= 1;
+        outbound.bytes_up += mapping.bytes_up;
+        outbound.bytes_down += mapping.bytes_down;
+        log::debug!(
+            "udp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {:.1} s",
+            mapping.client,
+            mapping.orig_dst,
+            outbound.name,
+            By(mapping.rule),
+            mapping.bytes_up,
+            mapping.bytes_down,
+            cx.now.since(mapping.started).as_secs_f32(),
+        );
+    }
+}
