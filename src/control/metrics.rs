@@ -1,0 +1,323 @@
+//! The answer to `metrics`: `{"v":1,"lines":[…]}`, the lines of Prometheus' text format 0.0.4.
+//!
+//! Label sets are bounded by the configuration: no label has a client or a destination in it.
+
+use super::answer::{Next, Short};
+use super::request::VERSION;
+use super::subject::{Listener, Memory, Outbound, Rule, State, Subject, Totals};
+use crate::proto::json::Writer;
+use crate::stats::Drop;
+use std::fmt::{self, Write};
+
+/// How far the answer is.
+pub(super) struct Metrics {
+    /// Of one moment, so that a counter never goes back because a session has ended in between.
+    outbounds: Vec<Outbound>,
+    memory: Memory,
+    begun: bool,
+    /// Index into [`FAMILIES`].
+    family: usize,
+    /// Its next line: 0 help, 1 type, then the samples.
+    line: usize,
+}
+
+/// Metrics of one name.
+struct Family {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    samples: Samples,
+}
+
+/// Where the samples of a family come from; each writes its labels, without braces, and gives the value.
+enum Samples {
+    Single(fn(&Totals, &dyn Subject) -> u64),
+    /// Label `proto`.
+    Protos(fn(&Totals, &dyn Subject) -> [usize; 2]),
+    /// Label `proto`.
+    ProtoCounters(fn(&dyn Subject) -> [u64; 2]),
+    Memory(fn(&Memory) -> u64),
+    Listeners(fn(&Listener<'_>) -> u64),
+    /// `None`: no sample.
+    Outbounds(fn(&Outbound) -> Option<u64>),
+    /// Label `direction`.
+    Bytes,
+    Rules(fn(&Rule<'_>) -> u64),
+    Drops,
+    Build,
+}
+
+const GAUGE: &str = "gauge";
+const COUNTER: &str = "counter";
+
+const FAMILIES: &[Family] = &[
+    family("tproxyd_build_info", GAUGE, "Always 1; the label says which version runs.", Samples::Build),
+    family(
+        "tproxyd_uptime_seconds",
+        GAUGE,
+        "Time since the start.",
+        Samples::Single(|totals, _| totals.uptime.as_secs()),
+    ),
+    family(
+        "tproxyd_sessions",
+        GAUGE,
+        "Live TCP sessions and UDP mappings.",
+        Samples::Protos(|totals, _| [totals.tcp.0, totals.udp.0]),
+    ),
+    family(
+        "tproxyd_sessions_limit",
+        GAUGE,
+        "Most TCP sessions and UDP mappings at once.",
+        Samples::Protos(|totals, _| [totals.tcp.1, totals.udp.1]),
+    ),
+    family(
+        "tproxyd_sessions_opened_total",
+        COUNTER,
+        "TCP sessions and UDP mappings that were opened.",
+        Samples::ProtoCounters(|subject| [subject.stats().tcp.total, subject.stats().udp.total]),
+    ),
+    family(
+        "tproxyd_sessions_refused_total",
+        COUNTER,
+        "TCP sessions and UDP mappings that could not be opened.",
+        Samples::ProtoCounters(|subject| [subject.stats().tcp.refused, subject.stats().udp.refused]),
+    ),
+    family(
+        "tproxyd_sessions_evicted_total",
+        COUNTER,
+        "TCP sessions and UDP mappings that made room for others.",
+        Samples::ProtoCounters(|subject| [subject.stats().tcp.evicted, subject.stats().udp.evicted]),
+    ),
+    family(
+        "tproxyd_listener_accepted_total",
+        COUNTER,
+        "Connections and datagrams that came to a listener.",
+        Samples::Listeners(|listener| listener.accepted),
+    ),
+    family(
+        "tproxyd_outbound_up",
+        GAUGE,
+        "1 if the last dial worked, 0 if it failed; no sample before the first.",
+        Samples::Outbounds(|outbound| match outbound.state {
+            State::Up => Some(1),
+            State::Down => Some(0),
+            State::Unknown => None,
+        }),
+    ),
+    family(
+        "tproxyd_outbound_sessions",
+        GAUGE,
+        "Live TCP sessions and UDP mappings of an outbound.",
+        Samples::Outbounds(|outbound| Some(outbound.sessions.into())),
+    ),
+    family(
+        "tproxyd_outbound_errors_total",
+        COUNTER,
+        "Sessions that an outbound could not connect.",
+        Samples::Outbounds(|outbound| Some(outbound.errors)),
+    ),
+    family("tproxyd_outbound_bytes_total", COUNTER, "Payload from clients (up) and to clients (down).", Samples::Bytes),
+    family("tproxyd_rule_hits_total", COUNTER, "Flows that a rule decided.", Samples::Rules(|rule| rule.hits)),
+    family("tproxyd_drops_total", COUNTER, "What was dropped or refused, by reason.", Samples::Drops),
+    family(
+        "tproxyd_memory_used_bytes",
+        GAUGE,
+        "Memory of the process, its share of common pages included.",
+        Samples::Memory(|memory| memory.used),
+    ),
+    family("tproxyd_memory_peak_bytes", GAUGE, "Most resident memory ever.", Samples::Memory(|memory| memory.peak)),
+    family(
+        "tproxyd_memory_bound_bytes",
+        GAUGE,
+        "Most memory that this configuration can take.",
+        Samples::Memory(|memory| memory.bound),
+    ),
+    family(
+        "tproxyd_pool_buffers",
+        GAUGE,
+        "Buffers of 64 KiB that are in use.",
+        Samples::Single(|totals, _| totals.pool.lent as u64),
+    ),
+    family(
+        "tproxyd_pool_buffers_peak",
+        GAUGE,
+        "Most buffers that were in use at once.",
+        Samples::Single(|totals, _| totals.pool.peak as u64),
+    ),
+    family(
+        "tproxyd_pool_buffers_limit",
+        GAUGE,
+        "All buffers.",
+        Samples::Single(|totals, _| totals.pool.capacity as u64),
+    ),
+    family(
+        "tproxyd_pool_empty_total",
+        COUNTER,
+        "Reads that went on without a buffer because none was free.",
+        Samples::Single(|_, subject| subject.stats().pool_empty),
+    ),
+    family(
+        "tproxyd_destinations",
+        GAUGE,
+        "UDP destination entries in use.",
+        Samples::Single(|totals, _| totals.destinations_used as u64),
+    ),
+    family(
+        "tproxyd_destinations_evicted_total",
+        COUNTER,
+        "UDP destination entries that made room for others.",
+        Samples::Single(|totals, _| totals.destinations_evicted),
+    ),
+    family(
+        "tproxyd_accept_paused_total",
+        COUNTER,
+        "How often accepting paused because descriptors or kernel memory had run out.",
+        Samples::Single(|_, subject| subject.stats().accept_paused),
+    ),
+];
+
+const fn family(name: &'static str, kind: &'static str, help: &'static str, samples: Samples) -> Family {
+    Family { name, kind, help, samples }
+}
+
+/// Bytes of one line: a metric's name and two labels, one of them a name whose every byte is escaped.
+const LINE: usize = 1024;
+
+type Line = heapless::String<LINE>;
+
+/// What a family has as its `n`th sample.
+enum Sample {
+    /// Labels without braces are in the line buffer.
+    Value(u64),
+    /// None at this number, but perhaps at the next.
+    Missing,
+    /// No more.
+    End,
+}
+
+impl Metrics {
+    pub(super) fn new(subject: &dyn Subject) -> Metrics {
+        Metrics { outbounds: subject.outbounds(), memory: subject.memory(), begun: false, family: 0, line: 0 }
+    }
+
+    /// Writes the next item. What is changed here is changed behind the last write that can fail.
+    pub(super) fn write(&mut self, subject: &dyn Subject, json: &mut Writer<'_>) -> Result<Next, fmt::Error> {
+        if !self.begun {
+            json.begin_object()?;
+            json.number_member("v", VERSION)?;
+            json.key("lines")?;
+            json.begin_array()?;
+            self.begun = true;
+            return Ok(Next::More);
+        }
+        let Some(family) = FAMILIES.get(self.family) else {
+            json.end_array_on_new_line()?;
+            json.end_object()?;
+            return Ok(Next::Done);
+        };
+        let Family { name, kind, help, .. } = family;
+        match self.line {
+            0 => item(json, format_args!("# HELP {name} {help}"))?,
+            1 => item(json, format_args!("# TYPE {name} {kind}"))?,
+            line => {
+                let mut labels = Line::new();
+                match self.sample(family, line - 2, subject, &mut labels)? {
+                    Sample::Value(value) if labels.is_empty() => item(json, format_args!("{name} {value}"))?,
+                    Sample::Value(value) => item(json, format_args!("{name}{{{labels}}} {value}"))?,
+                    Sample::Missing => {}
+                    Sample::End => {
+                        (self.family, self.line) = (self.family + 1, 0);
+                        return Ok(Next::More);
+                    }
+                }
+            }
+        }
+        self.line += 1;
+        Ok(Next::More)
+    }
+
+    fn sample(
+        &self,
+        family: &Family,
+        n: usize,
+        subject: &dyn Subject,
+        labels: &mut Line,
+    ) -> Result<Sample, fmt::Error> {
+        const PROTOS: [&str; 2] = ["tcp", "udp"];
+        let totals = subject.totals();
+        let found = match &family.samples {
+            Samples::Build if n == 0 => {
+                label(labels, "version", env!("CARGO_PKG_VERSION"))?;
+                Some(1)
+            }
+            Samples::Single(value) if n == 0 => Some(value(&totals, subject)),
+            Samples::Memory(value) if n == 0 => Some(value(&self.memory)),
+            Samples::Build | Samples::Single(_) | Samples::Memory(_) => None,
+            Samples::Protos(_) | Samples::ProtoCounters(_) => {
+                let Some(proto) = PROTOS.get(n) else { return Ok(Sample::End) };
+                label(labels, "proto", proto)?;
+                match &family.samples {
+                    Samples::Protos(values) => values(&totals, subject).get(n).map(|value| *value as u64),
+                    Samples::ProtoCounters(values) => values(subject).get(n).copied(),
+                    _ => None,
+                }
+            }
+            Samples::Listeners(value) => {
+                let Some(listener) = subject.listener(n) else { return Ok(Sample::End) };
+                label(labels, "listener", Short(listener.name))?;
+                Some(value(&listener))
+            }
+            Samples::Outbounds(value) => {
+                let Some(outbound) = self.outbounds.get(n) else { return Ok(Sample::End) };
+                let Some(value) = value(outbound) else { return Ok(Sample::Missing) };
+                label(labels, "outbound", Short(&outbound.name))?;
+                Some(value)
+            }
+            Samples::Bytes => {
+                let Some(outbound) = self.outbounds.get(n / 2) else { return Ok(Sample::End) };
+                let (direction, value) =
+                    if n.is_multiple_of(2) { ("up", outbound.bytes_up) } else { ("down", outbound.bytes_down) };
+                label(labels, "outbound", Short(&outbound.name))?;
+                label(labels, "direction", direction)?;
+                Some(value)
+            }
+            Samples::Rules(value) => {
+                let Some(rule) = subject.rule(n) else { return Ok(Sample::End) };
+                label(labels, "rule", rule.number)?;
+                label(labels, "name", Short(rule.name.unwrap_or_default()))?;
+                Some(value(&rule))
+            }
+            Samples::Drops => {
+                let Some(reason) = Drop::ALL.get(n) else { return Ok(Sample::End) };
+                label(labels, "reason", reason.name())?;
+                Some(subject.stats().dropped(*reason))
+            }
+        };
+        Ok(found.map_or(Sample::End, Sample::Value))
+    }
+}
+
+fn item(json: &mut Writer<'_>, line: fmt::Arguments<'_>) -> fmt::Result {
+    json.new_line()?;
+    json.text(line)
+}
+
+fn label(labels: &mut Line, name: &str, value: impl fmt::Display) -> fmt::Result {
+    let comma = if labels.is_empty() { "" } else { "," };
+    write!(labels, "{comma}{name}=\"")?;
+    write!(Escaped(labels), "{value}")?;
+    labels.write_char('"')
+}
+
+/// Escapes what the text format says must be in the value of a label.
+struct Escaped<'l>(&'l mut Line);
+
+impl Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|c| match c {
+            '\\' | '"' => write!(self.0, "\\{c}"),
+            '\n' => self.0.write_str("\\n"),
+            c => self.0.write_char(c),
+        })
+    }
+}

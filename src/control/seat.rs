@@ -1,0 +1,259 @@
+//! One client of the control socket: its request as it comes, its answer as the connection takes it.
+
+use super::answer::{Answer, Fill, Output};
+use super::request::{REQUEST_MAX, Request};
+use super::subject::{Kick, Subject};
+use crate::store::timers::Tick;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// How long a client may take for its request, and for each part of the answer.
+pub(super) const STALL: Duration = Duration::from_secs(5);
+
+/// How long a client may take for its answer in all: one that reads a byte now and then must not keep its place for ever.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+
+/// How long a client waits for the reload that it asked for. The helper gives up before that.
+pub(super) const RELOAD_MAX: Duration = Duration::from_secs(150);
+
+/// Bytes that are written to one client in one turn at most.
+const TURN: usize = 64 * 1024;
+
+/// A place for one client.
+pub(super) struct Seat {
+    client: Option<Client>,
+    input: heapless::Vec<u8, REQUEST_MAX>,
+    output: Output,
+    /// Bytes of `output` that the client has.
+    sent: usize,
+}
+
+struct Client {
+    stream: UnixStream,
+    stage: Stage,
+    deadline: Tick,
+    /// It ends then in any case.
+    latest: Tick,
+    /// Its share of a turn was used up.
+    queued: bool,
+}
+
+enum Stage {
+    /// Its line is not complete.
+    Asking,
+    /// It has asked for a reload that has not begun.
+    WantsReload,
+    /// It waits for the outcome of this one.
+    AwaitsReload(u32),
+    Answering(Answer),
+    /// All of the answer is written into the buffer.
+    Ending,
+}
+
+impl Seat {
+    pub(super) fn new() -> Seat {
+        Seat { client: None, input: heapless::Vec::new(), output: Output::new(), sent: 0 }
+    }
+
+    pub(super) fn is_free(&self) -> bool {
+        self.client.is_none()
+    }
+
+    /// When [`Self::run`] has something to do.
+    pub(super) fn deadline(&self, now: Tick) -> Option<Tick> {
+        self.client.as_ref().map(|client| if client.queued { now } else { client.deadline })
+    }
+
+    pub(super) fn wants_reload(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| matches!(client.stage, Stage::WantsReload))
+    }
+
+    pub(super) fn reload_begun(&mut self, ticket: u32) {
+        if let Some(client) = self.client.as_mut().filter(|client| matches!(client.stage, Stage::WantsReload)) {
+            client.stage = Stage::AwaitsReload(ticket);
+        }
+    }
+
+    pub(super) fn awaits_reload(&self, ticket: u32) -> bool {
+        let awaits = |client: &Client| matches!(client.stage, Stage::AwaitsReload(awaited) if awaited == ticket);
+        self.client.as_ref().is_some_and(awaits)
+    }
+
+    pub(super) fn answer(&mut self, answer: Answer, now: Tick) {
+        if let Some(client) = &mut self.client {
+            client.answer(answer, now);
+        }
+    }
+
+    pub(super) fn take(&mut self, stream: UnixStream, now: Tick) {
+        self.input.clear();
+        self.output.clear();
+        self.sent = 0;
+        let deadline = now.after(STALL);
+        // its first event is on its way: whoever registers is told what is ready already
+        self.client = Some(Client { stream, stage: Stage::Asking, deadline, latest: deadline, queued: false });
+    }
+
+    /// Goes on with an answer that is longer than a turn, or ends who has passed the deadline.
+    pub(super) fn run(&mut self, subject: &mut dyn Subject, now: Tick) {
+        let Some(client) = &mut self.client else { return };
+        if now.reached(client.deadline) {
+            self.expire();
+        } else if std::mem::take(&mut client.queued) {
+            self.serve(subject, now);
+        }
+    }
+
+    /// Goes as far as the connection allows, and not beyond a turn's share.
+    pub(super) fn serve(&mut self, subject: &mut dyn Subject, now: Tick) {
+        let Some(client) = &mut self.client else { return };
+        if matches!(client.stage, Stage::Asking) {
+            match read_line(&mut client.stream, &mut self.input) {
+                Line::Incomplete => return,
+                Line::Gone => return self.client = None,
+                Line::TooLong => {
+                    let why = format!("the request is longer than {REQUEST_MAX} bytes");
+                    client.answer(Answer::error(&why), now);
+                }
+                Line::Complete => match Request::parse(self.input.trim_ascii()) {
+                    Ok(request) => client.take(request, subject, now),
+                    Err(why) => client.answer(Answer::error(&why), now),
+                },
+            }
+        }
+        if self.write(subject, now) {
+            self.client = None;
+        }
+    }
+
+    /// Sends what the socket takes; true if there is no more to send, or nobody to send it to.
+    fn write(&mut self, subject: &dyn Subject, now: Tick) -> bool {
+        let Some(client) = &mut self.client else { return false };
+        let mut left = TURN;
+        loop {
+            if self.sent == self.output.len() {
+                self.output.clear();
+                self.sent = 0;
+                match &mut client.stage {
+                    Stage::Answering(answer) => {
+                        if answer.fill(subject, &mut self.output) == Fill::Done {
+                            client.stage = Stage::Ending;
+                        }
+                    }
+                    Stage::Ending => return true,
+                    Stage::Asking | Stage::WantsReload | Stage::AwaitsReload(_) => return false,
+                }
+            }
+            let rest = self.output.as_bytes().get(self.sent..).unwrap_or_default();
+            let part = rest.get(..left).unwrap_or(rest);
+            if part.is_empty() {
+                // its share is used up; or much was passed over, and nothing found to write yet
+                client.queued = true;
+                return false;
+            }
+            match client.stream.write(part) {
+                Ok(n) => {
+                    self.sent += n;
+                    left -= n.min(left);
+                    client.progress(now);
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// Its time is over.
+    fn expire(&mut self) {
+        let Some(client) = &mut self.client else { return };
+        let why: &[u8] = match client.stage {
+            Stage::Asking => b"{\"v\":1,\"error\":\"no request came within 5 s\"}\n",
+            Stage::WantsReload | Stage::AwaitsReload(_) => {
+                b"{\"v\":1,\"error\":\"the reload takes very long; the log will say what came of it\"}\n"
+            }
+            Stage::Answering(_) | Stage::Ending => b"",
+        };
+        // nothing was sent to it before, so it has room; whether it still listens is its own affair
+        let _ = client.stream.write(why);
+        self.client = None;
+    }
+}
+
+impl Client {
+    fn take(&mut self, request: Request, subject: &mut dyn Subject, now: Tick) {
+        let answer = match request {
+            Request::Ping => Answer::object(|json| json.text_member("version", env!("CARGO_PKG_VERSION"))),
+            Request::Status => Answer::status(subject),
+            Request::Sessions(selection) => match &selection.outbound {
+                Some(name) if !subject.has_outbound(name) => Answer::error(&format!("there is no outbound '{name}'")),
+                _ => Answer::sessions(selection),
+            },
+            Request::Metrics => Answer::metrics(subject),
+            Request::Kick(which) => kick(which, subject),
+            Request::Reload => {
+                self.stage = Stage::WantsReload;
+                self.deadline = now.after(RELOAD_MAX);
+                self.latest = self.deadline;
+                return;
+            }
+        };
+        self.answer(answer, now);
+    }
+
+    fn answer(&mut self, answer: Answer, now: Tick) {
+        self.stage = Stage::Answering(answer);
+        self.latest = now.after(ANSWER_MAX);
+        self.progress(now);
+    }
+
+    /// It has taken something: its time begins anew.
+    fn progress(&mut self, now: Tick) {
+        let deadline = now.after(STALL);
+        self.deadline = if deadline.reached(self.latest) { self.latest } else { deadline };
+    }
+}
+
+fn kick(which: Kick, subject: &mut dyn Subject) -> Answer {
+    match (subject.kick(which), which) {
+        (0, Kick::Id(id)) => Answer::error(&format!("there is no session {id}")),
+        (0, Kick::Client(client)) => Answer::error(&format!("there is no session of {client}")),
+        (ended, _) => Answer::object(|json| json.number_member("ended", ended as u64)),
+    }
+}
+
+enum Line {
+    /// It has not come whole.
+    Incomplete,
+    Complete,
+    TooLong,
+    /// The client has gone without asking.
+    Gone,
+}
+
+/// Reads up to the first line break, or the client's end of sending.
+fn read_line(stream: &mut UnixStream, input: &mut heapless::Vec<u8, REQUEST_MAX>) -> Line {
+    loop {
+        // room for a whole request and its line break
+        let mut buffer = [0; REQUEST_MAX + 1];
+        let room = input.capacity() - input.len() + 1;
+        match stream.read(&mut buffer[..room]) {
+            Ok(0) if input.is_empty() => return Line::Gone,
+            Ok(0) => return Line::Complete,
+            Ok(n) => {
+                let came = &buffer[..n];
+                let end = came.iter().position(|c| *c == b'\n');
+                let line = &came[..end.unwrap_or(n)];
+                match (input.extend_from_slice(line), end) {
+                    (Err(_), _) => return Line::TooLong,
+                    (Ok(()), Some(_)) => return Line::Complete,
+                    (Ok(()), None) => {}
+                }
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Line::Incomplete,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return Line::Gone,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The answer to `status`. Its fields are part of the contract; new ones may come, none changes its meaning.
+//!
+//! | field | meaning |
+//! |---|---|
+//! | `v` | version of this document: 1 |
+//! | `version` | of tproxyd |
+//! | `uptime_s` | seconds since the start |
+//! | `listeners[]` | `name`; `address` that it is bound to; `tcp`, `udp`: whether it takes them; `accepted`: connections and datagrams that came |
+//! | `outbounds[]` | `name`; `type`; `state`: up or down by the last dial, unknown before the first; `latency_ms`: null, not measured; `sessions`: live; `bytes_up`, `bytes_down`: since the start, live sessions included; `errors`: sessions that could not be connected |
+//! | `rules[]` | `number`: N of `@rule[N]`; `name` or null; `outbound`; `active`: false if it names a set that could not be read; `hits`: flows that it decided |
+//! | `tcp`, `udp` | `active` and `limit`: sessions or mappings, now and at most; `total` since the start; `refused`, `evicted` of these |
+//! | `memory` | bytes: `used` now, `peak` ever (resident), `bound`: most that this configuration can take |
+//! | `pool` | buffers of 64 KiB: `lent` now, `peak` ever, `capacity`; `empty`: reads that went on without one |
+//! | `destinations` | UDP destination entries: `used`, `evicted` |
+//! | `accept_paused` | how often accepting paused because descriptors or kernel memory had run out |
+//! | `drops` | how often something was dropped or refused, by reason (see `stats::Drop`) |
+
+use super::answer::{Next, Short};
+use super::request::VERSION;
+use super::subject::{Listener, Outbound, Rule, Subject};
+use crate::proto::json::Writer;
+use crate::stats::{Drop, Table};
+use std::fmt;
+
+/// How far the answer is.
+pub(super) struct Status {
+    /// Of one moment, so that what a closing session takes along is counted once.
+    outbounds: Vec<Outbound>,
+    part: Part,
+    index: usize,
+}
+
+enum Part {
+    Head,
+    Listeners,
+    Outbounds,
+    Rules,
+    Tail,
+}
+
+impl Status {
+    pub(super) fn new(subject: &dyn Subject) -> Status {
+        Status { outbounds: subject.outbounds(), part: Part::Head, index: 0 }
+    }
+
+    /// Writes the next item. What is changed here is changed behind the last write that can fail.
+    pub(super) fn write(&mut self, subject: &dyn Subject, json: &mut Writer<'_>) -> Result<Next, fmt::Error> {
+        match self.part {
+            Part::Head => {
+                head(subject, json)?;
+                list(json, "listeners")?;
+                self.go_to(Part::Listeners);
+            }
+            Part::Listeners => match subject.listener(self.index) {
+                Some(one) => {
+                    listener(&one, json)?;
+                    self.index += 1;
+                }
+                None => {
+                    json.end_array()?;
+                    list(json, "outbounds")?;
+                    self.go_to(Part::Outbounds);
+                }
+            },
+            Part::Outbounds => match self.outbounds.get(self.index) {
+                Some(one) => {
+                    outbound(one, json)?;
+                    self.index += 1;
+                }
+                None => {
+                    json.end_array()?;
+                    list(json, "rules")?;
+                    self.go_to(Part::Rules);
+                }
+            },
+            Part::Rules => match subject.rule(self.index) {
+                Some(one) => {
+                    rule(&one, json)?;
+                    self.index += 1;
+                }
+                None => {
+                    json.end_array()?;
+                    self.go_to(Part::Tail);
+                }
+            },
+            Part::Tail => {
+                tail(subject, json)?;
+                return Ok(Next::Done);
+            }
+        }
+        Ok(Next::More)
+    }
+
+    fn go_to(&mut self, part: Part) {
+        (self.part, self.index) = (part, 0);
+    }
+}
+
+fn list(json: &mut Writer<'_>, name: &str) -> fmt::Result {
+    json.key(name)?;
+    json.begin_array()
+}
+
+fn head(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
+    json.begin_object()?;
+    json.number_member("v", VERSION)?;
+    json.text_member("version", env!("CARGO_PKG_VERSION"))?;
+    json.number_member("uptime_s", subject.totals().uptime.as_secs())
+}
+
+fn listener(listener: &Listener<'_>, json: &mut Writer<'_>) -> fmt::Result {
+    json.begin_object()?;
+    json.text_member("name", Short(listener.name))?;
+    json.text_member("address", listener.address)?;
+    json.flag_member("tcp", listener.tcp)?;
+    json.flag_member("udp", listener.udp)?;
+    json.number_member("accepted", listener.accepted)?;
+    json.end_object()
+}
+
+fn outbound(outbound: &Outbound, json: &mut Writer<'_>) -> fmt::Result {
+    json.begin_object()?;
+    json.text_member("name", Short(&outbound.name))?;
+    json.text_member("type", outbound.kind)?;
+    json.text_member("state", outbound.state.name())?;
+    json.optional_number_member("latency_ms", None)?;
+    json.number_member("sessions", outbound.sessions.into())?;
+    json.number_member("bytes_up", outbound.bytes_up)?;
+    json.number_member("bytes_down", outbound.bytes_down)?;
+    json.number_member("errors", outbound.errors)?;
+    json.end_object()
+}
+
+fn rule(rule: &Rule<'_>, json: &mut Writer<'_>) -> fmt::Result {
+    json.begin_object()?;
+    json.number_member("number", rule.number.into())?;
+    json.optional_text_member("name", rule.name.map(Short))?;
+    json.text_member("outbound", Short(rule.outbound))?;
+    json.flag_member("active", rule.active)?;
+    json.number_member("hits", rule.hits)?;
+    json.end_object()
+}
+
+fn tail(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
+    let (totals, stats, memory) = (subject.totals(), subject.stats(), subject.memory());
+    table(json, "tcp", totals.tcp, &stats.tcp)?;
+    table(json, "udp", totals.udp, &stats.udp)?;
+    json.key("memory")?;
+    numbers(json, &[("used", memory.used), ("peak", memory.peak), ("bound", memory.bound)])?;
+    json.key("pool")?;
+    let pool = totals.pool;
+    numbers(
+        json,
+        &[
+            ("lent", pool.lent as u64),
+            ("peak", pool.peak as u64),
+            ("capacity", pool.capacity as u64),
+            ("empty", stats.pool_empty),
+        ],
+    )?;
+    json.key("destinations")?;
+    numbers(json, &[("used", totals.destinations_used as u64), ("evicted", totals.destinations_evicted)])?;
+    json.number_member("accept_paused", stats.accept_paused)?;
+    json.key("drops")?;
+    numbers(json, &Drop::ALL.map(|reason| (reason.name(), stats.dropped(reason))))?;
+    json.end_object()
+}
+
+fn table(json: &mut Writer<'_>, name: &str, (active, limit): (usize, usize), counted: &Table) -> fmt::Result {
+    json.key(name)?;
+    let Table { total, refused, evicted } = *counted;
+    let (active, limit) = (active as u64, limit as u64);
+    numbers(json, &[("active", active), ("limit", limit), ("total", total), ("refused", refused), ("evicted", evicted)])
+}
+
+fn numbers(json: &mut Writer<'_>, members: &[(&str, u64)]) -> fmt::Result {
+    json.begin_object()?;
+    members.iter().try_for_each(|(name, number)| json.number_member(name, *number))?;
+    json.end_object()
+}

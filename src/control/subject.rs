@@ -1,0 +1,270 @@
+//! What the control socket shows and changes, as the loop offers it. Nothing here knows sessions from inside.
+
+use crate::error::Error;
+use crate::policy::Proto;
+use crate::stats::Stats;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// Who answers for the running process.
+pub trait Subject {
+    /// Registers the connection of client `n`, for reading and writing, edge-triggered.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    fn watch_client(&self, fd: RawFd, n: usize) -> Result<(), Error>;
+
+    /// What is one number, and costs nothing to ask for.
+    fn totals(&self) -> Totals;
+
+    /// What is counted and belongs to no outbound or rule.
+    fn stats(&self) -> &Stats;
+
+    /// Memory of the process. Costs some system calls.
+    fn memory(&self) -> Memory;
+
+    /// The `n`th listener, from 0.
+    fn listener(&self, n: usize) -> Option<Listener<'_>>;
+
+    /// The `n`th rule in order, from 0, inactive ones counted.
+    fn rule(&self, n: usize) -> Option<Rule<'_>>;
+
+    /// All outbounds, with what their live sessions have moved so far. Costs a walk over all sessions.
+    fn outbounds(&self) -> Vec<Outbound>;
+
+    /// True if an outbound of this name is configured or still has sessions.
+    fn has_outbound(&self, name: &str) -> bool;
+
+    /// What is at `place`, counted from 0 over all tables.
+    fn session(&self, place: u32) -> Place<'_>;
+
+    /// Ends sessions and flows; returns how many.
+    fn kick(&mut self, which: Kick) -> usize;
+}
+
+/// Single numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Totals {
+    /// Since the process began to serve.
+    pub uptime: Duration,
+    /// TCP sessions: live, and how many fit.
+    pub tcp: (usize, usize),
+    /// UDP mappings: live, and how many fit.
+    pub udp: (usize, usize),
+    /// Buffers.
+    pub pool: Pool,
+    /// Destination entries in use.
+    pub destinations_used: usize,
+    /// Destination entries that made room for others.
+    pub destinations_evicted: u64,
+}
+
+/// Buffers for bytes that the other side did not take at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Pool {
+    /// In use.
+    pub lent: usize,
+    /// Most that were in use at once.
+    pub peak: usize,
+    /// All.
+    pub capacity: usize,
+}
+
+/// Memory of the process, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Now.
+    pub used: u64,
+    /// Most ever.
+    pub peak: u64,
+    /// Most that this configuration can take.
+    pub bound: u64,
+}
+
+/// A listener.
+#[derive(Debug, Clone, Copy)]
+pub struct Listener<'s> {
+    /// Section name.
+    pub name: &'s str,
+    /// What it is bound to.
+    pub address: SocketAddr,
+    /// TCP is caught.
+    pub tcp: bool,
+    /// UDP is caught.
+    pub udp: bool,
+    /// Connections accepted and datagrams received.
+    pub accepted: u64,
+}
+
+/// A rule.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule<'s> {
+    /// N of `@rule[N]`.
+    pub number: u32,
+    /// `option name`.
+    pub name: Option<&'s str>,
+    /// Where it sends flows.
+    pub outbound: &'s str,
+    /// False: it names a set that could not be read, and never matches.
+    pub active: bool,
+    /// Flows that it decided.
+    pub hits: u64,
+}
+
+/// A way out.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    /// Section name.
+    pub name: String,
+    /// `option type`.
+    pub kind: &'static str,
+    /// What the last dial said.
+    pub state: State,
+    /// Live sessions and mappings.
+    pub sessions: u32,
+    /// Bytes from clients, since the start.
+    pub bytes_up: u64,
+    /// Bytes to clients, since the start.
+    pub bytes_down: u64,
+    /// Sessions that could not be connected.
+    pub errors: u64,
+}
+
+/// Whether an outbound works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Its last dial worked.
+    Up,
+    /// Its last dial failed, and the destination was not to blame.
+    Down,
+    /// Nothing was dialled yet.
+    Unknown,
+}
+
+impl State {
+    /// As the answers name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Up => "up",
+            State::Down => "down",
+            State::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a place in the tables holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'s> {
+    /// A session or flow.
+    Session(Session<'s>),
+    /// Nothing.
+    Vacant,
+    /// There are no more places.
+    End,
+}
+
+/// A TCP session or UDP mapping.
+#[derive(Debug, Clone, Copy)]
+pub struct Session<'s> {
+    /// Names it for `kick`.
+    pub id: u32,
+    /// TCP or UDP.
+    pub proto: Proto,
+    /// Who began it.
+    pub client: SocketAddr,
+    /// Where it was going; for a mapping its first destination.
+    pub orig_dst: SocketAddr,
+    /// Number of the rule that decided; `None`: `option default`.
+    pub rule: Option<u16>,
+    /// Name of the outbound.
+    pub outbound: &'s str,
+    /// Since when it lives.
+    pub age: Duration,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// `resolving`, `dialling`, `relaying`, and others.
+    pub state: &'static str,
+}
+
+/// What to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kick {
+    /// The session of this [`Session::id`].
+    Id(u32),
+    /// Everything of a client.
+    Client(Address),
+}
+
+impl Kick {
+    /// True if the session of `id`, begun by `client`, is meant.
+    pub fn picks(&self, id: u32, client: SocketAddr) -> bool {
+        match self {
+            Kick::Id(wanted) => *wanted == id,
+            Kick::Client(address) => address.is(client),
+        }
+    }
+}
+
+/// An address to look for, with or without a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    ip: IpAddr,
+    port: Option<u16>,
+}
+
+impl Address {
+    /// Reads `192.168.1.2`, `192.168.1.2:443`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:443`.
+    ///
+    /// # Errors
+    /// What it is not, in a sentence.
+    pub fn parse(text: &str) -> Result<Address, String> {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        if let Ok(ip) = bare.parse::<IpAddr>() {
+            return Ok(Address { ip: ip.to_canonical(), port: None });
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) => Ok(Address { ip: address.ip().to_canonical(), port: Some(address.port()) }),
+            Err(_) => {
+                Err(format!("'{text}' is not an address: expected 192.168.1.2, 192.168.1.2:443 or [2001:db8::1]:443"))
+            }
+        }
+    }
+
+    /// True if `address` is meant.
+    pub fn is(&self, address: SocketAddr) -> bool {
+        self.ip == address.ip() && self.port.is_none_or(|port| port == address.port())
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.ip, port).fmt(f),
+            None => self.ip.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_with_and_without_port_and_brackets() {
+        let client: SocketAddr = "192.168.1.2:40000".parse().unwrap();
+        for text in ["192.168.1.2", "192.168.1.2:40000", "::ffff:192.168.1.2"] {
+            assert!(Address::parse(text).unwrap().is(client), "{text}");
+        }
+        assert!(!Address::parse("192.168.1.2:1").unwrap().is(client));
+        let client: SocketAddr = "[2001:db8::1]:53".parse().unwrap();
+        for text in ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:53"] {
+            assert!(Address::parse(text).unwrap().is(client), "{text}");
+        }
+        for text in ["", "lan", "192.168.1", "192.168.1.2:", "[::1", "192.168.1.0/24"] {
+            assert!(Address::parse(text).unwrap_err().contains("expected"), "{text}");
+        }
+    }
+}
