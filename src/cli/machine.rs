@@ -1,0 +1,124 @@
+//! `check`, `rules`, `clear`: what deals with this machine and its configuration without asking the daemon.
+
+use super::ask::print;
+use super::{DEFAULT_CONFIG, Failure};
+use crate::budget::{self, Tables};
+use crate::check::{self, Needs};
+use crate::config::{self, Backend, Config};
+use crate::daemon::{descriptors_needed, descriptors_wanted};
+use crate::netfilter::commands::{self, RulesOptions};
+use crate::sys::memory;
+use argh::FromArgs;
+use std::path::{Path, PathBuf};
+
+/// Check the configuration, then this machine; each finding comes with what mends it. Status 1: something will not work.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "check",
+    example = "{command_name}\nuci export tproxyd | {command_name} --config-only --config -"
+)]
+pub(super) struct Check {
+    /// configuration file (default: /etc/config/tproxyd; -: standard input)
+    #[argh(option, default = "PathBuf::from(DEFAULT_CONFIG)")]
+    config: PathBuf,
+    /// only the configuration, not this machine
+    #[argh(switch)]
+    config_only: bool,
+    /// not in this build: send a real flow through
+    #[argh(switch)]
+    probe: bool,
+    /// as a JSON list
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Print what `run` would install, loadable by nft as it is, policy routes as comments.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "rules", example = "{command_name} | nft -c -f -\n{command_name} --block-only")]
+pub(super) struct Rules {
+    /// configuration file (default: /etc/config/tproxyd; -: standard input)
+    #[argh(option, default = "PathBuf::from(DEFAULT_CONFIG)")]
+    config: PathBuf,
+    /// nft, or iptables (not in this build)
+    #[argh(option, from_str_fn(backend))]
+    backend: Option<Backend>,
+    /// not in this build: what to put on the main router
+    #[argh(switch)]
+    main_router: bool,
+    /// just what on_failure 'block' needs before the daemon runs
+    #[argh(switch)]
+    block_only: bool,
+}
+
+/// Remove everything that `run` installs, whatever state it was left in. Safe to repeat.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "clear", example = "{command_name}")]
+pub(super) struct Clear {
+    /// configuration file that names marks and tables (default: /etc/config/tproxyd; -: standard input)
+    #[argh(option, default = "PathBuf::from(DEFAULT_CONFIG)")]
+    config: PathBuf,
+}
+
+fn backend(text: &str) -> Result<Backend, String> {
+    match text {
+        "nft" => Ok(Backend::Nft),
+        "iptables" => Ok(Backend::Iptables),
+        "auto" => Ok(Backend::Auto),
+        other => Err(format!("'{other}' is no backend: nft or iptables")),
+    }
+}
+
+fn load(path: &Path) -> Result<Config, Failure> {
+    config::load(path).map_err(|errors| Failure::Usage(errors.to_string()))
+}
+
+impl Check {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        if self.probe {
+            return Err(Failure::not_in_this_build("check --probe"));
+        }
+        let config = load(&self.config)?;
+        let needs = Needs {
+            descriptors: descriptors_needed(&config),
+            descriptors_wanted: descriptors_wanted(&config),
+            memory: budget::bound(Tables::of(&config.globals), &config, memory::mapped_files()),
+        };
+        let mut findings = check::configuration(&config, needs);
+        if !self.config_only {
+            findings.extend(check::machine(&config, needs));
+        }
+        print(&if self.json { check::json(&findings) } else { check::lines(&findings) })?;
+        if check::works(&findings) { Ok(()) } else { Err(Failure::Failed("something will not work: see above".into())) }
+    }
+}
+
+impl Rules {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = load(&self.config)?;
+        let Rules { backend, main_router, block_only, .. } = self;
+        if main_router {
+            return Err(Failure::not_in_this_build("rules --main-router"));
+        }
+        let options = RulesOptions { backend, main_router, block_only };
+        let rules = commands::rules(&config, options).map_err(|e| Failure::Failed(e.to_string()))?;
+        for warning in &rules.warnings {
+            eprintln!("{warning}");
+        }
+        print(&rules.text)
+    }
+}
+
+impl Clear {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = config::load(&self.config);
+        if let Err(errors) = &config {
+            eprintln!("{errors}\nclearing by the defaults of mark, table and priority");
+        }
+        let errors = commands::clear(config.as_ref().ok());
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Failed(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
+    }
+}

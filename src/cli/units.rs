@@ -1,0 +1,63 @@
+//! Numbers as people read them.
+
+/// `512 B`, `1.2 KiB`, `34 MiB`.
+pub(super) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut amount = bytes as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        if amount < 1023.5 {
+            break;
+        }
+        (amount, unit) = (amount / 1024.0, larger);
+    }
+    if unit == "B" || amount >= 9.95 { format!("{amount:.0} {unit}") } else { format!("{amount:.1} {unit}") }
+}
+
+/// `45 s`, `3 min 5 s`, `2 h 13 min`, `3 d 4 h`.
+pub(super) fn seconds(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let largest = UNITS.iter().position(|(size, _)| seconds >= *size).unwrap_or(UNITS.len() - 1);
+    let (size, unit) = UNITS[largest];
+    let first = format!("{} {unit}", seconds / size);
+    match UNITS.get(largest + 1) {
+        Some((small, unit)) if seconds % size >= *small => format!("{first} {} {unit}", seconds % size / small),
+        _ => first,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_two_or_three_figures() {
+        for (n, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (10 * 1024, "10 KiB"),
+            (1_048_575, "1.0 MiB"),
+            (5 << 30, "5.0 GiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(bytes(n), text);
+        }
+    }
+
+    #[test]
+    fn spans_have_two_units_at_most() {
+        for (n, text) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (185, "3 min 5 s"),
+            (7_980, "2 h 13 min"),
+            (86_400, "1 d"),
+            (273_600, "3 d 4 h"),
+            (86_459, "1 d"),
+        ] {
+            assert_eq!(seconds(n), text);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! `tproxyd run`: from the configuration to the loop, and in reverse order at the end.
+
+use crate::config::{self, Config};
+use crate::control::{Control, Outcome};
+use crate::error::Error;
+use crate::event_loop::{Engine, LISTENERS_MAX, events, number};
+use crate::helper::{Event, Helper, Request};
+use crate::log_sink;
+use crate::netfilter;
+use crate::reload::{Reload, Rules};
+use crate::session::pipes::Pipes;
+use crate::sys::process::{self, Signals, Wish};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What the command line asks of `run`.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Whether netfilter and routes are ours to set up.
+    pub rules: bool,
+}
+
+/// Status 1: it failed at run time.
+const FAILED: u8 = 1;
+
+/// Status 2: the configuration is wrong.
+const MISCONFIGURED: u8 = 2;
+
+/// Descriptors besides those of sessions and listeners: epoll, signals, raw sockets, control, resolver, log, helper.
+const SPARE_DESCRIPTORS: u64 = 64;
+
+/// What the largest tables can need.
+const MOST_DESCRIPTORS: u64 = 4 * 16_384 + 500;
+
+/// The user that the network process runs as, where there is one.
+const USER: &str = "tproxyd";
+
+/// How long the helper may be silent at start and stop. A rule set of 250,000 networks takes nft two seconds on a fast
+/// machine and twenty on a router.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the helper has for its goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Runs in the foreground until a signal ends it.
+pub fn run(options: &Options) -> ExitCode {
+    // first, since `auto` tables keep within what can be had
+    let _ = process::raise_descriptor_limit(MOST_DESCRIPTORS);
+    let config = match config::load(&options.config) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(MISCONFIGURED);
+        }
+    };
+    if !config.globals.enabled {
+        println!("tproxyd is not enabled: `option enabled '1'` in {} starts it", options.config.display());
+        return ExitCode::SUCCESS;
+    }
+    log_sink::start(config.globals.log_level);
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    match Daemon::start(config, options).and_then(|mut daemon| daemon.serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log::error!("{e}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Descriptors that `config` can need at once: every table full, all of it through proxies.
+pub fn descriptors_wanted(config: &Config) -> u64 {
+    let globals = &config.globals;
+    let sessions = u64::from(globals.tcp_sessions) + u64::from(globals.udp_sessions);
+    2 * sessions
+        + Pipes::descriptors(Pipes::suiting(globals.relay_memory))
+        + 2 * LISTENERS_MAX as u64
+        + SPARE_DESCRIPTORS
+}
+
+/// Descriptors without which one table alone could not be filled. Between this and [`descriptors_wanted`] the tables share
+/// what there is: connections wait, and the longest idle UDP mapping makes room.
+pub fn descriptors_needed(config: &Config) -> u64 {
+    let globals = &config.globals;
+    let largest = (2 * u64::from(globals.tcp_sessions)).max(globals.udp_sessions.into());
+    largest + 2 * config.listeners.len() as u64 + SPARE_DESCRIPTORS
+}
+
+/// Raises the descriptor limit as far as `config` can use it.
+///
+/// # Errors
+/// Too few can be had, and what to do about it.
+fn raise_descriptor_limit(config: &Config) -> Result<(), Error> {
+    let (wanted, needed) = (descriptors_wanted(config), descriptors_needed(config));
+    let have = process::raise_descriptor_limit(wanted).map_err(|e| Error::new("read the descriptor limit", &e))?;
+    let remedy = format!(
+        "raise it to {wanted} (`procd_set_param limits nofile`, `ulimit -n`), or lower tcp_sessions and udp_sessions"
+    );
+    if have < needed {
+        let why = format!("the descriptor limit is {have}, and tcp_sessions and udp_sessions need {needed}");
+        return Err(Error::new("serve the tables asked for", why).hint(remedy));
+    }
+    if have < wanted {
+        log::warn!(
+            "the descriptor limit is {have}, and full tables can need {wanted}: they share what there is; {remedy}"
+        );
+    }
+    Ok(())
+}
+
+struct Daemon {
+    engine: Engine,
+    signals: Signals,
+    /// `None` under `--no-rules`.
+    rules: Option<Rules>,
+    reload: Reload,
+    control: Control,
+}
+
+impl Daemon {
+    /// Puts everything in place, or nothing.
+    fn start(config: Config, options: &Options) -> Result<Daemon, Error> {
+        // the helper first: it must not hold a copy of the tables, and keeps the privileges that are given up below
+        let mut helper = if options.rules { Some(Helper::start(&options.config)?) } else { None };
+        let started = Daemon::start_with(&mut helper, config, options);
+        if started.is_err()
+            && let Some(helper) = helper
+        {
+            helper.goodbye(GOODBYE);
+        }
+        started
+    }
+
+    fn start_with(helper: &mut Option<Helper>, config: Config, options: &Options) -> Result<Daemon, Error> {
+        raise_descriptor_limit(&config)?;
+        let signals = Signals::open().map_err(|e| Error::new("receive signals by a descriptor", &e))?;
+        // before privileges are given up, since its directory may have to be made; and before anything else, since it says
+        // best that another daemon runs
+        let control = Control::open(&config.globals.control, process::user_ids(USER).filter(|_| process::is_root()))?;
+        let engine = Engine::new(config, netfilter::kernel_families())?;
+        engine.watch(signals.as_raw_fd(), number::SIGNALS)?;
+        engine.watch(control.fd(), number::CONTROL)?;
+        process::drop_privileges(process::user_ids(USER)).map_err(|e| Error::new("give up privileges", &e))?;
+        let reload = Reload::new(options.config.clone());
+        let mut rules = None;
+        if let Some(mut ready) = helper.take() {
+            let installed = engine
+                .watch(ready.fd(), number::HELPER)
+                .and_then(|()| Rules::install(&mut ready, engine.config(), &engine.server_addresses(), PATIENCE));
+            match installed {
+                Ok(installed) => rules = Some(Rules::new(ready, installed)),
+                Err(e) => {
+                    *helper = Some(ready);
+                    return Err(e);
+                }
+            }
+        }
+        let place = if rules.is_some() { "rules in place" } else { "rules are not its own" };
+        let listeners = engine.config().listeners.len();
+        log::info!("tproxyd {} ready: {listeners} listening, {place}", env!("CARGO_PKG_VERSION"));
+        Ok(Daemon { engine, signals, rules, reload, control })
+    }
+
+    fn serve(&mut self) -> Result<(), Error> {
+        let mut own = Vec::with_capacity(16);
+        let mut events = events();
+        loop {
+            let until = self.control.deadline();
+            let moved = self.engine.turn(&mut events, until, &mut own).map_err(|e| Error::new("wait for events", &e));
+            match moved {
+                Ok(false) => {}
+                Ok(true) => self.pass_servers_by(),
+                Err(e) => {
+                    self.stop();
+                    return Err(e);
+                }
+            }
+            for number in own.drain(..) {
+                match number {
+                    number::SIGNALS => {
+                        while let Ok(Some(wish)) = self.signals.take() {
+                            match wish {
+                                Wish::Stop => {
+                                    log::info!("stopping");
+                                    self.stop();
+                                    return Ok(());
+                                }
+                                Wish::Reload => {
+                                    self.reload.begin(&mut self.engine, self.rules.as_mut());
+                                }
+                            }
+                        }
+                    }
+                    number::HELPER => {
+                        while let Some(event) = self.rules.as_mut().and_then(Rules::next_event) {
+                            self.helper_said(event);
+                        }
+                    }
+                    number::CONTROL => self.control.note_connections(),
+                    _ => {
+                        let n = usize::from(number.wrapping_sub(number::CONTROL_CLIENT));
+                        let now = self.engine.tick();
+                        self.control.ready(n, &mut self.engine, now);
+                    }
+                }
+            }
+            self.serve_control();
+        }
+    }
+
+    /// Goes on with what control clients have asked for.
+    fn serve_control(&mut self) {
+        if self.control.deadline().is_some() {
+            let now = self.engine.tick();
+            self.control.run(&mut self.engine, now);
+            if self.control.wants_reload() {
+                let ticket = self.reload.begin(&mut self.engine, self.rules.as_mut());
+                self.control.reload_begun(ticket);
+            }
+        }
+        while let Some(mut outcome) = self.reload.outcome() {
+            self.move_control(&mut outcome);
+            self.control.reloaded(&outcome, &mut self.engine);
+        }
+    }
+
+    /// The control socket follows a reload that names another.
+    fn move_control(&mut self, outcome: &mut Outcome) {
+        let Ok(taken) = &mut outcome.result else { return };
+        let moved = self.control.move_to(&self.engine.config().globals.control, None).and_then(|moved| match moved {
+            true => self.engine.watch(self.control.fd(), number::CONTROL),
+            false => Ok(()),
+        });
+        if let Err(e) = moved {
+            let warning = format!("{e}; it stays at {}", self.control.path().display());
+            log::warn!("{warning}");
+            taken.warnings.push(warning);
+        }
+    }
+
+    fn helper_said(&mut self, event: Event) {
+        let Some(rules) = self.rules.as_mut() else { return };
+        match event {
+            Event::Answered(number, answer) => self.reload.go_on(number, answer, &mut self.engine, rules),
+            Event::Gone => {
+                log::error!("the privileged helper has ended: rules stay as they are until tproxyd is restarted");
+                self.reload.give_up();
+            }
+        }
+    }
+
+    /// A name was looked up: the rules pass its new addresses by.
+    fn pass_servers_by(&mut self) {
+        if let Some(rules) = &mut self.rules {
+            rules.update_servers(&self.engine.server_addresses());
+        }
+    }
+
+    /// Rules first, so that new flows go straight out while the relayed ones end.
+    fn stop(&mut self) {
+        if let Some(rules) = self.rules.take() {
+            let mut helper = rules.into_helper();
+            if let Err(e) = helper.call(Request::Remove, PATIENCE) {
+                log::error!("{e}");
+            }
+            self.engine.close_all();
+            // delivery of relayed flows may have made entries since
+            if let Err(e) = helper.call(Request::Forget, PATIENCE) {
+                log::debug!("{e}");
+            }
+            helper.goodbye(GOODBYE);
+        } else {
+            self.engine.close_all();
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! The loop: one thread, one `mio::Poll`, the only clock. It owns every table and hands each event to whom it belongs.
+
+use crate::config::{self, Config, Families};
+use crate::control;
+use crate::error::Error;
+use crate::policy::{Policy, Proto};
+use crate::resolve::{NameId, Outcome, QUERIES_MAX, Resolver, ServersSource};
+use crate::session::association;
+use crate::session::intercept::Listener;
+use crate::session::outbound::{HeldBack, Limiter, Outbounds};
+use crate::session::pipes::Pipes;
+use crate::session::reply::Replies;
+use crate::session::tcp::Tcp;
+use crate::session::udp::Udp;
+use crate::session::{Cx, Owner, Readiness, Words};
+use crate::stats::Stats;
+use crate::store::pool::Pool;
+use crate::store::timers::Tick;
+use crate::sys::dgram::ReceiveBatch;
+use crate::sys::random;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+mod subject;
+
+/// Numbers of the process's own descriptors (see [`Owner::Process`]).
+pub mod number {
+    /// SIGTERM, SIGINT, SIGHUP.
+    pub const SIGNALS: u16 = 0;
+    /// The privileged helper.
+    pub const HELPER: u16 = 1;
+    /// The control socket.
+    pub const CONTROL: u16 = 2;
+    /// Connections to the control socket, one number each.
+    pub const CONTROL_CLIENT: u16 = 3;
+    /// Listeners: two numbers each, TCP and UDP.
+    pub const LISTENER: u16 = 16;
+    /// The resolver's sockets.
+    pub const RESOLVER: u16 = 256;
+}
+
+/// Most listeners.
+pub const LISTENERS_MAX: usize = 32;
+
+const _: () = assert!(number::CONTROL_CLIENT as usize + control::CLIENTS_MAX <= number::LISTENER as usize);
+const _: () = assert!(number::LISTENER as usize + 2 * LISTENERS_MAX <= number::RESOLVER as usize);
+
+/// Events that one call of poll returns at most.
+const EVENTS: usize = 256;
+
+/// How long accepting pauses when descriptors or kernel memory have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Everything that lives as long as the process.
+pub struct Engine {
+    poll: Poll,
+    started: Instant,
+    config: Config,
+    families: Families,
+    listeners: Vec<Option<Listener>>,
+    tcp: Tcp,
+    udp: Udp,
+    batch: ReceiveBatch,
+    pool: Pool,
+    pipes: Pipes,
+    outbounds: Outbounds,
+    resolver: Resolver,
+    policy: Policy,
+    replies: Replies,
+    stats: Stats,
+    accept_again: Option<Tick>,
+    accept_limiter: Limiter,
+    lookup_limiter: Limiter,
+}
+
+/// Names that were looked up in one turn, and what came of it.
+type Resolved = heapless::Vec<(NameId, Outcome), { 2 * QUERIES_MAX }>;
+
+impl Engine {
+    /// Opens every socket and takes every table of `config`, on a kernel that has `families`.
+    ///
+    /// # Errors
+    /// What could not be had, and what to do about it.
+    pub fn new(config: Config, families: Families) -> Result<Engine, Error> {
+        let poll = Poll::new().map_err(|e| Error::new("open an epoll descriptor", &e))?;
+        let globals = &config.globals;
+        let self_mark = globals.self_mark.value;
+        let token = Owner::Process(number::RESOLVER).token();
+        let source = servers(&globals.resolver);
+        let mut resolver = Resolver::new(source, self_mark, (families.v4, families.v6), token);
+        let mut outbounds = Outbounds::new();
+        let targets = outbounds.adopt(&config, &mut resolver)?;
+        let replies = Replies::open(families.v4, families.v6, self_mark)
+            .map_err(|e| Error::new("open raw sockets", &e).hint("replies from foreign addresses need CAP_NET_RAW"))?;
+        let mut engine = Engine {
+            poll,
+            started: now(),
+            families,
+            listeners: Vec::new(),
+            tcp: Tcp::new(globals.tcp_sessions as u16),
+            udp: Udp::new(globals.udp_sessions as u16, random::u64()),
+            batch: ReceiveBatch::new(),
+            pool: Pool::new(globals.relay_memory),
+            pipes: Pipes::new(Pipes::suiting(globals.relay_memory)),
+            outbounds,
+            resolver,
+            policy: Policy::new(&config, &targets),
+            replies,
+            stats: Stats::default(),
+            accept_again: None,
+            accept_limiter: Limiter::default(),
+            lookup_limiter: Limiter::default(),
+            config,
+        };
+        engine.listeners.resize_with(LISTENERS_MAX, || None);
+        let plan = engine.plan_listeners(&engine.config.clone())?;
+        engine.take_listeners(plan)?;
+        engine.ask_names();
+        Ok(engine)
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Registers one of the process's own descriptors, for reading.
+    ///
+    /// # Errors
+    /// `ENOMEM`, `ENOSPC` of epoll_ctl(2).
+    pub fn watch(&self, fd: RawFd, number: u16) -> Result<(), Error> {
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&fd), Owner::Process(number).token(), Interest::READABLE)
+            .map_err(|e| Error::new("watch a descriptor", &e))
+    }
+
+    /// Addresses of the outbounds' servers, for the rules to pass by.
+    pub fn server_addresses(&self) -> Vec<std::net::SocketAddr> {
+        self.outbounds.server_addresses(&self.resolver)
+    }
+
+    /// Waits for events and hands them out once, until one is of the process's own: its numbers are put into `own`.
+    /// True: addresses of servers may have changed.
+    ///
+    /// # Errors
+    /// Those of epoll_wait(2).
+    pub fn turn(&mut self, events: &mut Events, until: Option<Tick>, own: &mut Vec<u16>) -> std::io::Result<bool> {
+        let timeout = self.timeout(until);
+        match self.poll.poll(events, timeout) {
+            Err(e) if e.kind() != std::io::ErrorKind::Interrupted => return Err(e),
+            _ => {}
+        }
+        let now = self.tick();
+        let mut resolved = Resolved::new();
+        for event in events.iter() {
+            match Owner::of(event.token()) {
+                Owner::Process(number) => self.own_event(event.token(), number, now, &mut resolved, own),
+                Owner::Tcp(key, side) => {
+                    let (tcp, _, batch, _, mut cx) = self.split(now);
+                    tcp.ready(key, side, Readiness::from(event), batch.scratch(), &mut cx);
+                }
+                Owner::Udp(key, side) => {
+                    let (_, udp, batch, replies, mut cx) = self.split(now);
+                    udp.ready(key, side, Readiness::from(event), batch, replies, &mut cx);
+                }
+            }
+        }
+        self.serve_listeners(now);
+        let (tcp, udp, batch, replies, mut cx) = self.split(now);
+        tcp.run_queued(batch.scratch(), &mut cx);
+        udp.run_queued(batch, replies, &mut cx);
+        replies.expire(now);
+        tcp.expire(&mut cx);
+        udp.expire(&mut cx);
+        let mut done = |id, outcome| note(&mut resolved, id, outcome);
+        self.resolver.expire(now, self.poll.registry(), &mut done);
+        for (name, outcome) in &resolved {
+            self.log_lookup(*name, outcome, now);
+            let (tcp, udp, _, _, mut cx) = self.split(now);
+            tcp.resolved(*name, &mut cx);
+            association::resolved(udp, *name, &mut cx);
+        }
+        Ok(resolved.iter().any(|(_, outcome)| matches!(outcome, Outcome::Resolved { .. })))
+    }
+
+    fn log_lookup(&mut self, name: NameId, outcome: &Outcome, now: Tick) {
+        let Some(status) = self.resolver.status(name) else { return };
+        match outcome {
+            Outcome::Resolved { changed: true } => log::info!("'{}' is at {:?}", status.name, status.addresses),
+            Outcome::Resolved { changed: false } => {}
+            Outcome::Failed(failure) => {
+                if let Some(held_back) = self.lookup_limiter.admit(now) {
+                    let kept = if status.addresses.is_empty() { "" } else { "; its last address stays in use" };
+                    log::warn!("look up '{}': {failure}{kept}{}", status.name, HeldBack(held_back));
+                }
+            }
+        }
+    }
+
+    fn own_event(&mut self, token: mio::Token, number: u16, now: Tick, resolved: &mut Resolved, own: &mut Vec<u16>) {
+        if self.resolver.owns(token) {
+            let mut done = |id, outcome| note(resolved, id, outcome);
+            self.resolver.ready(token, now, self.poll.registry(), &mut done);
+        } else if let Some(place) =
+            number.checked_sub(number::LISTENER).map(usize::from).filter(|n| *n < 2 * LISTENERS_MAX)
+        {
+            let proto = if place % 2 == 0 { Proto::Tcp } else { Proto::Udp };
+            if let Some(listener) = &mut self.listeners[place / 2] {
+                listener.note(proto);
+            }
+        } else {
+            own.push(number);
+        }
+    }
+
+    /// Accepts and receives what waits at the listeners, each up to its share.
+    fn serve_listeners(&mut self, now: Tick) {
+        let paused = self.accept_again.is_some_and(|again| !now.reached(again));
+        if !paused {
+            self.accept_again = None;
+        }
+        for place in 0..self.listeners.len() {
+            let Some(mut listener) = self.listeners[place].take() else { continue };
+            let (tcp, udp, batch, replies, mut cx) = self.split(now);
+            if listener.has_queued() {
+                listener.receive(udp, batch, replies, &mut cx);
+            }
+            if listener.has_waiting()
+                && !paused
+                && let Err(e) = listener.accept(tcp, &mut cx)
+            {
+                cx.stats.accept_paused += 1;
+                if let Some(held_back) = self.accept_limiter.admit(now) {
+                    log::warn!(
+                        "accept at listener '{}': {}; it pauses{}",
+                        listener.name,
+                        Words(&e),
+                        HeldBack(held_back)
+                    );
+                }
+                self.accept_again = Some(now.after(ACCEPT_PAUSE));
+            }
+            self.listeners[place] = Some(listener);
+        }
+    }
+
+    /// How long poll may sleep.
+    fn timeout(&self, until: Option<Tick>) -> Option<Duration> {
+        let listeners = self.listeners.iter().flatten();
+        let may_accept = self.accept_again.is_none() && !self.tcp.is_full();
+        let work = self.tcp.has_queued()
+            || self.udp.has_queued()
+            || listeners.into_iter().any(|l| l.has_queued() || l.has_waiting() && may_accept);
+        if work {
+            return Some(Duration::ZERO);
+        }
+        let tables = [self.tcp.deadline(), self.udp.deadline(), self.resolver.deadline(), self.replies.deadline()];
+        let deadlines = tables.into_iter().chain([self.accept_again, until]);
+        let now = self.tick();
+        deadlines.flatten().map(|at| if now.reached(at) { Duration::ZERO } else { at.since(now) }).min()
+    }
+
+    /// The moment, in steps since the start.
+    pub fn tick(&self) -> Tick {
+        Tick((now().duration_since(self.started).as_millis() / Tick::STEP.as_millis()) as u32)
+    }
+
+    fn split(&mut self, now: Tick) -> (&mut Tcp, &mut Udp, &mut ReceiveBatch, &mut Replies, Cx<'_>) {
+        let cx = Cx {
+            registry: self.poll.registry(),
+            now,
+            pool: &mut self.pool,
+            pipes: &mut self.pipes,
+            outbounds: &mut self.outbounds,
+            resolver: &mut self.resolver,
+            policy: &mut self.policy,
+            stats: &mut self.stats,
+            self_mark: self.config.globals.self_mark.value,
+        };
+        (&mut self.tcp, &mut self.udp, &mut self.batch, &mut self.replies, cx)
+    }
+
+    /// Ends everything that is relayed.
+    pub fn close_all(&mut self) {
+        let now = self.tick();
+        let (tcp, udp, _, _, mut cx) = self.split(now);
+        tcp.close_all(&mut cx);
+        udp.close_all(&mut cx);
+    }
+
+    /// Asks for the names of all servers, so that the first flow need not wait.
+    fn ask_names(&mut self) {
+        let now = self.tick();
+        for (_, outbound) in self.outbounds.iter().filter(|(_, outbound)| outbound.configured) {
+            if let Some(name) = outbound.server().and_then(|server| server.name) {
+                self.resolver.request(name, now);
+            }
+        }
+    }
+
+    /// Opens what a new configuration needs beside what is open already. Nothing has changed yet, and dropping the result
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// What could not be had.
+    pub fn prepare(&mut self, config: Config) -> Result<Prepared, Error> {
+        let plan = self.plan_listeners(&config)?;
+        self.outbounds.fit(&config, &mut self.resolver)?;
+        Ok(Prepared { config, plan })
+    }
+
+    /// Puts a prepared configuration in force: swaps rules, closes what has gone. Sessions live on. Returns what changed, for
+    /// people to read.
+    ///
+    /// # Errors
+    /// A new listener could not be watched.
+    pub fn commit(&mut self, prepared: Prepared) -> Result<Vec<String>, Error> {
+        let Prepared { config, plan } = prepared;
+        let mut changes = self.differences(&config);
+        let targets = self.outbounds.adopt(&config, &mut self.resolver)?;
+        let outbounds = &self.outbounds;
+        self.resolver.retain(self.poll.registry(), &mut |name| outbounds.uses_name(name));
+        let now = self.tick();
+        let globals = &config.globals;
+        let families = (self.families.v4, self.families.v6);
+        self.resolver.reconfigure(servers(&globals.resolver), globals.self_mark.value, families, now);
+        let mut policy = Policy::new(&config, &targets);
+        policy.adopt_hits(&self.policy);
+        self.policy = policy;
+        self.udp.forget_verdicts();
+        log::set_max_level(globals.log_level);
+        self.config = config;
+        self.ask_names();
+        self.take_listeners(plan)?;
+        if changes.is_empty() {
+            changes.push("nothing".into());
+        }
+        Ok(changes)
+    }
+
+    /// What a reload to `new` changes, in a person's words.
+    fn differences(&self, new: &Config) -> Vec<String> {
+        let (old, new) = (&without_lines(&self.config), &without_lines(new));
+        let mut all = Vec::new();
+        if old.listeners != new.listeners {
+            all.push("listeners".into());
+        }
+        if old.outbounds != new.outbounds {
+            all.push("outbounds".into());
+        }
+        if old.rules != new.rules || old.sets != new.sets || old.globals.default != new.globals.default {
+            all.push("rules".into());
+        }
+        let fixed = |globals: &config::Globals| {
+            (globals.tcp_sessions, globals.udp_sessions, globals.relay_memory, globals.mark, globals.self_mark)
+        };
+        if fixed(&old.globals) != fixed(&new.globals) {
+            all.push("table sizes or marks (which take effect at the next restart)".into());
+        } else if old.globals != new.globals {
+            all.push("globals".into());
+        }
+        all
+    }
+
+    /// Which socket goes to which listener, with those opened that are missing. Nothing has changed yet.
+    fn plan_listeners(&self, config: &Config) -> Result<Vec<Planned>, Error> {
+        if config.listeners.len() > LISTENERS_MAX {
+            let why = format!("the file has {}, and at most {LISTENERS_MAX} fit", config.listeners.len());
+            return Err(Error::new("open the listeners", why));
+        }
+        let mark = self.config.globals.self_mark.value;
+        let mut plan: Vec<Planned> = Vec::new();
+        for section in &config.listeners {
+            let taken = |place: usize| plan.iter().any(|planned| planned.from == Some(place));
+            let from = self.listeners.iter().enumerate().position(|(place, listener)| {
+                !taken(place) && listener.as_ref().is_some_and(|l| l.may_become(section, self.families))
+            });
+            let old = from.and_then(|place| self.listeners[place].as_ref());
+            plan.push(Planned { from, listener: Listener::open(section, self.families, mark, old)? });
+        }
+        Ok(plan)
+    }
+
+    /// Carries a plan out: listeners without a place in it are closed.
+    fn take_listeners(&mut self, plan: Vec<Planned>) -> Result<(), Error> {
+        let mut old: Vec<Option<Listener>> = std::mem::take(&mut self.listeners);
+        self.listeners.resize_with(LISTENERS_MAX, || None);
+        let (kept, new): (Vec<_>, Vec<_>) = plan.into_iter().partition(|planned| planned.from.is_some());
+        let mut to_register: Vec<(RawFd, u16)> = Vec::new();
+        for Planned { from, mut listener } in kept.into_iter().chain(new) {
+            let free = || self.listeners.iter().position(Option::is_none);
+            let Some(place) = from.or_else(free) else { continue };
+            for (offset, proto) in [Proto::Tcp, Proto::Udp].into_iter().enumerate() {
+                if let Some(fd) = listener.fd(proto) {
+                    to_register.push((fd, number::LISTENER + (2 * place + offset) as u16));
+                }
+            }
+            if let Some(old) = from.and_then(|place| old[place].take()) {
+                listener.inherit(old);
+            }
+            self.listeners[place] = Some(listener);
+        }
+        to_register.into_iter().try_for_each(|(fd, number)| self.watch(fd, number))
+    }
+}
+
+/// A configuration that can be put in force at once.
+pub struct Prepared {
+    config: Config,
+    plan: Vec<Planned>,
+}
+
+impl Prepared {
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+/// A listener as it will be, with the sockets that had to be opened for it.
+struct Planned {
+    /// The place of the listener whose other sockets it takes over.
+    from: Option<usize>,
+    listener: Listener,
+}
+
+/// Remembers what came of looking a name up; of both its questions, the later.
+fn note(resolved: &mut Resolved, name: NameId, outcome: Outcome) {
+    match resolved.iter_mut().find(|(known, _)| *known == name) {
+        Some(known) => known.1 = outcome,
+        // there is room for two names for each question that can be under way
+        None => drop(resolved.push((name, outcome))),
+    }
+}
+
+/// Where the resolver learns its servers.
+fn servers(option: &config::Resolver) -> ServersSource {
+    match option {
+        config::Resolver::File(path) => ServersSource::File(path.clone()),
+        config::Resolver::Server(address) => ServersSource::Server(*address),
+    }
+}
+
+/// `config` as it would be with everything on one line, so that a comment more is no change.
+fn without_lines(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.listeners.iter_mut().for_each(|section| section.line = 0);
+    config.outbounds.iter_mut().for_each(|section| section.line = 0);
+    config.sets.iter_mut().for_each(|section| section.line = 0);
+    config.rules.iter_mut().for_each(|section| section.line = 0);
+    config
+}
+
+/// Room for the events of one turn.
+pub fn events() -> Events {
+    Events::with_capacity(EVENTS)
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,179 @@
+//! What the control socket sees and may change of the loop.
+
+use super::{Engine, number};
+use crate::budget::{self, Tables};
+use crate::config::{OutboundKind, Target};
+use crate::control::{Kick, Listener, Memory, Outbound, Place, Pool, Rule, Session, State, Subject, Totals};
+use crate::error::Error;
+use crate::policy::Proto;
+use crate::session::tcp::View;
+use crate::session::{Owner, outbound};
+use crate::stats::Stats;
+use crate::sys::memory;
+use mio::Interest;
+use mio::unix::SourceFd;
+use std::os::fd::RawFd;
+
+impl Subject for Engine {
+    fn watch_client(&self, fd: RawFd, n: usize) -> Result<(), Error> {
+        let token = Owner::Process(number::CONTROL_CLIENT + n as u16).token();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let watched = self.poll.registry().register(&mut SourceFd(&fd), token, interest);
+        watched.map_err(|e| Error::new("watch a control connection", &e))
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            uptime: super::now().duration_since(self.started),
+            tcp: (self.tcp.len(), self.tcp.capacity()),
+            udp: (self.udp.len(), self.udp.capacity()),
+            pool: Pool { lent: self.pool.lent(), peak: self.pool.peak(), capacity: self.pool.capacity() },
+            destinations_used: self.udp.destinations().used(),
+            destinations_evicted: self.udp.destinations().evicted(),
+        }
+    }
+
+    fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    fn memory(&self) -> Memory {
+        let usage = memory::usage();
+        let tables = Tables { tcp: self.tcp.capacity(), udp: self.udp.capacity(), buffers: self.pool.capacity() };
+        let bound = budget::bound(tables, &self.config, memory::mapped_files());
+        Memory { used: usage.used, peak: usage.peak, bound }
+    }
+
+    fn listener(&self, n: usize) -> Option<Listener<'_>> {
+        let listener = self.listeners.iter().flatten().nth(n)?;
+        let bound = &listener.bound;
+        Some(Listener {
+            name: &listener.name,
+            address: bound.address,
+            tcp: bound.tcp,
+            udp: bound.udp,
+            accepted: listener.accepted,
+        })
+    }
+
+    fn rule(&self, n: usize) -> Option<Rule<'_>> {
+        let rule = self.config.rules.get(n)?;
+        let outbound = match rule.outbound {
+            Target::Direct => "direct",
+            Target::Reject => "reject",
+            Target::Drop => "drop",
+            Target::Outbound(index) => &self.config.outbounds.get(usize::from(index))?.name,
+        };
+        // the policy has the active ones, in the same order
+        let active = self.policy.rules();
+        let found = active.binary_search_by_key(&rule.number, |active| active.number).ok();
+        let hits = found.and_then(|index| active.get(index)).map_or(0, |active| active.hits);
+        Some(Rule { number: rule.number, name: rule.name.as_deref(), outbound, active: found.is_some(), hits })
+    }
+
+    fn outbounds(&self) -> Vec<Outbound> {
+        let mut all: Vec<Outbound> = self.outbounds.iter().map(|(_, outbound)| shown(outbound)).collect();
+        for view in self.tcp.views().chain(self.udp.views()) {
+            if let Some(outbound) = all.get_mut(usize::from(view.outbound)) {
+                outbound.bytes_up += view.bytes_up;
+                outbound.bytes_down += view.bytes_down;
+            }
+        }
+        // one that a reload has replaced lives on under the same name until its last session ends
+        let mut known: Vec<Outbound> = Vec::with_capacity(all.len());
+        for (new, (_, live)) in all.into_iter().zip(self.outbounds.iter()) {
+            match known.iter_mut().find(|old| old.name == new.name) {
+                Some(old) => merge(old, new, live.configured),
+                None if self.has_outbound(&new.name) => known.push(new),
+                None => {}
+            }
+        }
+        // these need no place among those that flows go out by
+        for section in &self.config.outbounds {
+            let kind = match section.kind {
+                OutboundKind::Reject => "reject",
+                OutboundKind::Drop => "drop",
+                OutboundKind::Direct | OutboundKind::Socks5 { .. } => continue,
+            };
+            known.push(Outbound { name: section.name.clone(), kind, state: State::Up, ..NOTHING_COUNTED });
+        }
+        known
+    }
+
+    fn has_outbound(&self, name: &str) -> bool {
+        let lives = |outbound: &outbound::Outbound| outbound.configured || outbound.sessions > 0;
+        self.outbounds.iter().any(|(_, outbound)| outbound.name == name && lives(outbound))
+            || self.config.outbounds.iter().any(|section| section.name == name)
+    }
+
+    fn session(&self, place: u32) -> Place<'_> {
+        let tcp = u32::from(self.tcp.slots());
+        let (view, proto) = match place.checked_sub(tcp) {
+            None => (self.tcp.view_at(place as u16), Proto::Tcp),
+            Some(slot) if slot < u32::from(self.udp.slots()) => (self.udp.view_at(slot as u16), Proto::Udp),
+            Some(_) => return Place::End,
+        };
+        view.map_or(Place::Vacant, |view| Place::Session(self.row(&view, proto)))
+    }
+
+    fn kick(&mut self, which: Kick) -> usize {
+        let picks = |view: &View| which.picks(view.id, view.client);
+        let now = self.tick();
+        let (tcp, udp, _, _, mut cx) = self.split(now);
+        tcp.kick(picks, &mut cx) + udp.kick(picks, &mut cx)
+    }
+}
+
+impl Engine {
+    fn row(&self, view: &View, proto: Proto) -> Session<'_> {
+        Session {
+            id: view.id,
+            proto,
+            client: view.client,
+            orig_dst: view.orig_dst,
+            rule: view.rule,
+            outbound: &self.outbounds.get(view.outbound).name,
+            age: self.tick().since(view.started),
+            bytes_up: view.bytes_up,
+            bytes_down: view.bytes_down,
+            state: view.state,
+        }
+    }
+}
+
+const NOTHING_COUNTED: Outbound = Outbound {
+    name: String::new(),
+    kind: "",
+    state: State::Unknown,
+    sessions: 0,
+    bytes_up: 0,
+    bytes_down: 0,
+    errors: 0,
+};
+
+fn shown(outbound: &outbound::Outbound) -> Outbound {
+    Outbound {
+        name: outbound.name.clone(),
+        kind: outbound.kind(),
+        state: match outbound.state {
+            outbound::State::Up => State::Up,
+            outbound::State::Down => State::Down,
+            outbound::State::Unknown => State::Unknown,
+        },
+        sessions: outbound.sessions,
+        bytes_up: outbound.bytes_up,
+        bytes_down: outbound.bytes_down,
+        errors: outbound.errors,
+    }
+}
+
+/// Adds what `new` has counted to `old` of the same name; what they are is told by the one that is `configured`.
+fn merge(old: &mut Outbound, new: Outbound, configured: bool) {
+    if configured {
+        (old.kind, old.state) = (new.kind, new.state);
+    }
+    old.sessions += new.sessions;
+    old.bytes_up += new.bytes_up;
+    old.bytes_down += new.bytes_down;
+    old.errors += new.errors;
+}

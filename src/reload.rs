@@ -1,0 +1,272 @@
+//! Changing what runs: a new configuration is read, checked and prepared, the rules are swapped in one transaction, and
+//! only then is it put in force. The loop never waits for the helper in between.
+
+use crate::config::{self, Config};
+use crate::control::{Outcome, Taken};
+use crate::error::Error;
+use crate::event_loop::{Engine, Prepared};
+use crate::helper::{Answer, Event, Helper, Request};
+use crate::netfilter::{self, Facts, Installation, ServerAddress, Surroundings};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The rules in force, and the helper that keeps them.
+pub struct Rules {
+    helper: Helper,
+    installed: Installed,
+}
+
+/// What was last installed.
+#[derive(Debug, Clone)]
+pub struct Installed {
+    facts: Facts,
+    servers: Vec<SocketAddr>,
+}
+
+impl Rules {
+    /// Rules that [`Self::install`] has put in place.
+    pub fn new(helper: Helper, installed: Installed) -> Rules {
+        Rules { helper, installed }
+    }
+
+    /// Renders and installs the rules of `config`, waiting for it: at the start only.
+    ///
+    /// # Errors
+    /// What could not be put in place; nothing is then.
+    pub fn install(
+        helper: &mut Helper,
+        config: &Config,
+        servers: &[SocketAddr],
+        patience: Duration,
+    ) -> Result<Installed, Error> {
+        let (networks, devices) = netfilter::questions(config);
+        let found = match helper.call(Request::Look { networks, devices }, patience)? {
+            Answer::Surroundings(found) => found,
+            other => return Err(unexpected(&other)),
+        };
+        let facts = Facts::new(config, &found, &by_tcp(servers));
+        warn(&facts, config);
+        helper.call(install_request(config, &facts), patience)?;
+        Ok(Installed { facts, servers: servers.to_vec() })
+    }
+
+    /// The helper, for the stop.
+    pub fn into_helper(self) -> Helper {
+        self.helper
+    }
+
+    /// What the helper has to say.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.helper.next_event()
+    }
+
+    /// Passes `servers` by, if they are not those of before.
+    pub fn update_servers(&mut self, servers: &[SocketAddr]) {
+        if servers == self.installed.servers {
+            return;
+        }
+        self.installed.servers = servers.to_vec();
+        self.installed.facts.servers = by_tcp(servers);
+        let rules = netfilter::render_servers(&self.installed.facts.servers);
+        if let Err(e) = self.helper.submit(Request::Update { rules }) {
+            log::warn!("{e}; flows of clients to the outbounds' new addresses may be intercepted");
+        }
+    }
+}
+
+fn install_request(config: &Config, facts: &Facts) -> Request {
+    Request::Install {
+        rules: netfilter::render(config, facts),
+        installation: Installation::new(&config.globals),
+        on_failure: config.globals.on_failure,
+    }
+}
+
+fn by_tcp(servers: &[SocketAddr]) -> Vec<ServerAddress> {
+    servers.iter().map(|address| ServerAddress { tcp: true, address: *address }).collect()
+}
+
+fn warn(facts: &Facts, config: &Config) {
+    for warning in facts.warnings(config) {
+        log::warn!("{warning}");
+    }
+}
+
+fn unexpected(answer: &Answer) -> Error {
+    Error::new("understand the privileged helper", format!("it answered {answer:?}"))
+}
+
+/// One reload at a time; one more that was asked for meanwhile follows it.
+pub struct Reload {
+    path: PathBuf,
+    step: Step,
+    again: bool,
+    /// How many have come to their end.
+    ended: u32,
+    /// What came of those, for whoever asked for them: two at most.
+    outcomes: VecDeque<Outcome>,
+}
+
+enum Step {
+    Idle,
+    /// The helper opens the file.
+    Reading(u32),
+    /// The helper looks at networks and links.
+    Looking(u32, Box<Prepared>),
+    /// The helper loads the rules.
+    Installing(u32, Box<Prepared>, Installed),
+}
+
+impl Reload {
+    /// Reloads from `path`.
+    pub fn new(path: PathBuf) -> Reload {
+        Reload { path, step: Step::Idle, again: false, ended: 0, outcomes: VecDeque::new() }
+    }
+
+    /// Starts a reload, or notes that one more is wanted. Returns the number of the reload that will have read the file as
+    /// it is now; its outcome may be there at once.
+    pub fn begin(&mut self, engine: &mut Engine, rules: Option<&mut Rules>) -> u32 {
+        let number = self.ended.wrapping_add(1);
+        if !matches!(self.step, Step::Idle) {
+            self.again = true;
+            return number.wrapping_add(1);
+        }
+        match rules {
+            Some(rules) => match rules.helper.submit(Request::ReadConfig) {
+                Ok(number) => self.step = Step::Reading(number),
+                Err(e) => self.end(Err(e.to_string())),
+            },
+            None => {
+                let taken = File::open(&self.path)
+                    .map_err(|e| Error::new(format!("read {}", self.path.display()), &e).to_string())
+                    .and_then(|file| self.parse(file))
+                    .and_then(|config| engine.prepare(config).map_err(|e| e.to_string()))
+                    .and_then(|prepared| engine.commit(prepared).map_err(|e| e.to_string()));
+                self.end(taken.map(|changed| Taken { changed, warnings: engine.config().warnings.clone() }));
+            }
+        }
+        number
+    }
+
+    /// What came of a reload, once for each.
+    pub fn outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
+    }
+
+    /// The helper has ended: what it was asked for will not come.
+    pub fn give_up(&mut self) {
+        if !matches!(self.step, Step::Idle) {
+            self.again = false;
+            self.end(Err("the privileged helper has ended; restart tproxyd".into()));
+        }
+    }
+
+    fn end(&mut self, result: Result<Taken, String>) {
+        match &result {
+            Ok(taken) => log::info!("reloaded; changed: {}", taken.changed.join(", ")),
+            Err(why) => log::error!("configuration not taken, the running one goes on:\n{why}"),
+        }
+        self.step = Step::Idle;
+        self.ended = self.ended.wrapping_add(1);
+        self.outcomes.push_back(Outcome { ticket: self.ended, result });
+    }
+
+    /// Takes the helper's answer to request `number`.
+    pub fn go_on(&mut self, number: u32, answer: Result<Answer, Error>, engine: &mut Engine, rules: &mut Rules) {
+        let step = std::mem::replace(&mut self.step, Step::Idle);
+        let awaited = match &step {
+            Step::Idle => None,
+            Step::Reading(number) | Step::Looking(number, _) | Step::Installing(number, ..) => Some(*number),
+        };
+        if awaited != Some(number) {
+            // an update of the servers, for which nobody waits
+            self.step = step;
+            if let Err(e) = answer {
+                log::warn!("{e}");
+            }
+            return;
+        }
+        match self.next_step(step, answer, engine, rules) {
+            Ok(ControlFlow::Continue(next)) => self.step = next,
+            Ok(ControlFlow::Break(taken)) => self.end(Ok(taken)),
+            Err(why) => self.end(Err(why)),
+        }
+        if matches!(self.step, Step::Idle) && std::mem::take(&mut self.again) {
+            self.begin(engine, Some(rules));
+        }
+    }
+
+    fn next_step(
+        &self,
+        step: Step,
+        answer: Result<Answer, Error>,
+        engine: &mut Engine,
+        rules: &mut Rules,
+    ) -> Result<ControlFlow<Taken, Step>, String> {
+        let answer = answer.map_err(|e| e.to_string())?;
+        match (step, answer) {
+            (Step::Reading(_), Answer::File(file)) => {
+                let prepared = engine.prepare(self.parse(file)?).map_err(|e| e.to_string())?;
+                let (networks, devices) = netfilter::questions(prepared.config());
+                let number = rules.helper.submit(Request::Look { networks, devices }).map_err(|e| e.to_string())?;
+                Ok(ControlFlow::Continue(Step::Looking(number, Box::new(prepared))))
+            }
+            (Step::Looking(_, prepared), Answer::Surroundings(found)) => {
+                let config = prepared.config();
+                let installed = rules.installed.next(config, &found);
+                warn(&installed.facts, config);
+                let request = install_request(config, &installed.facts);
+                let number = rules.helper.submit(request).map_err(|e| e.to_string())?;
+                Ok(ControlFlow::Continue(Step::Installing(number, prepared, installed)))
+            }
+            (Step::Installing(_, prepared, installed), Answer::Done) => {
+                rules.installed = installed;
+                let changed = engine.commit(*prepared).map_err(|e| e.to_string())?;
+                rules.update_servers(&engine.server_addresses());
+                let config = engine.config();
+                let mut warnings = config.warnings.clone();
+                warnings.extend(rules.installed.facts.warnings(config));
+                Ok(ControlFlow::Break(Taken { changed, warnings }))
+            }
+            (_, other) => Err(unexpected(&other).to_string()),
+        }
+    }
+
+    /// Reads a configuration from `file`, and says what is odd in it.
+    fn parse(&self, file: File) -> Result<Config, String> {
+        let mut bytes = Vec::new();
+        let most = config::LARGEST_FILE as u64 + 1;
+        let name = self.path.display().to_string();
+        file.take(most).read_to_end(&mut bytes).map_err(|e| Error::new(format!("read {name}"), &e).to_string())?;
+        let env = config::load::this_machine();
+        let mut open = |path: &std::path::Path| -> std::io::Result<Box<dyn std::io::BufRead>> {
+            Ok(Box::new(BufReader::new(File::open(path)?)))
+        };
+        let config = config::parse(&name, &bytes, &env, &mut open).map_err(|errors| errors.to_string())?;
+        for warning in &config.warnings {
+            log::warn!("{warning}");
+        }
+        Ok(config)
+    }
+}
+
+impl Installed {
+    /// What is to be installed after `self` for `config`. Flows of devices that no listener names any more live on, so
+    /// their packets still lead to the process.
+    fn next(&self, config: &Config, found: &Surroundings) -> Installed {
+        let mut facts = Facts::new(config, found, &by_tcp(&self.servers));
+        let is_named = |device: &String| facts.devices.iter().flatten().any(|named| named == device);
+        let mut former: Vec<String> =
+            self.facts.devices.iter().flatten().chain(&self.facts.former_devices).cloned().collect();
+        former.retain(|device| !is_named(device));
+        former.sort_unstable();
+        former.dedup();
+        facts.former_devices = former;
+        Installed { facts, servers: self.servers.clone() }
+    }
+}
