@@ -1,0 +1,153 @@
+//! The command line, and that README.md says what the program does: every option, every test it names.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tproxyd::config::schema::{Opt, SECTIONS};
+
+const README: &str = include_str!("../README.md");
+
+/// Runs the program with `input` on its standard input.
+fn tproxyd(args: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tproxyd"));
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("start tproxyd");
+    // One that looks at its arguments alone may have ended already.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    child.wait_with_output().expect("wait for tproxyd")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A configuration, line by line; beside each mistake a word that its message must have.
+const TEN_MISTAKES: [(&str, &str); 13] = [
+    ("config globals", ""),
+    ("\toption log_levle 'info'", "log_level"),
+    ("\toption table '0'", "table"),
+    ("\toption on_failure 'maybe'", "maybe"),
+    ("config listner 'lan'", "listener"),
+    ("config outbound 'proxy'", "server"),
+    ("\toption type 'socks5'", ""),
+    ("\toption port '70000'", "70000"),
+    ("config rule", "outbound"),
+    ("\tlist dest_ip '203.0.113.300'", "203.0.113.300"),
+    ("config outbound 'game'", ""),
+    ("\toption type 'forword'", "forward"),
+    ("\toption idle_timeout '5 parsecs'", "5 parsecs"),
+];
+
+#[test]
+fn a_configuration_with_ten_mistakes_names_all_ten_with_their_lines_and_ends_with_status_2() {
+    let text: String = TEN_MISTAKES.iter().map(|(line, _)| format!("{line}\n")).collect();
+    let output = tproxyd(&["run", "--config", "-"], &text);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for (number, (line, word)) in (1..).zip(TEN_MISTAKES).filter(|(_, (_, word))| !word.is_empty()) {
+        let place = format!(":{number}: ");
+        assert!(said.lines().any(|it| it.contains(&place) && it.contains(word)), "not named: {line}, in\n{said}");
+    }
+    assert_eq!(said.lines().count(), 10, "{said}");
+}
+
+#[test]
+fn what_a_later_build_does_is_refused_by_name() {
+    let text = "config outbound 'ss'\n\toption type 'shadowsocks'\n\toption server 'a.example'\n\toption port '8388'\n";
+    let output = tproxyd(&["run", "--config", "-"], text);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains(":2: ") && said.contains("'shadowsocks'") && said.contains("not in this build"), "{said}");
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_status_2_and_says_where_help_is() {
+    for args in [&[][..], &["rnu"], &["run", "--confg", "x"], &["run", "--config"]] {
+        let output = tproxyd(args, "");
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("--help"), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn every_command_explains_itself_with_an_example() {
+    let help = tproxyd(&["--help"], "");
+    assert_eq!(help.status.code(), Some(0));
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    // A name is indented by two blanks; the rest of its description by more.
+    let commands: Vec<_> = commands.filter_map(|line| line.strip_prefix("  ")?.split_once(' ')).collect();
+    let commands: Vec<_> = commands.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect();
+    assert!(commands.contains(&"run"), "{help}");
+    for command in commands {
+        let output = tproxyd(&[command, "--help"], "");
+        let help = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{command}: {}", stderr(&output));
+        let later = help.contains("Not in this build");
+        assert!(
+            later || help.contains("Examples:") && help.contains(&format!("tproxyd {command}")),
+            "{command}: {help}"
+        );
+    }
+}
+
+#[test]
+fn the_version_names_target_and_features() {
+    let output = tproxyd(&["--version"], "");
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected = format!("tproxyd {} ({}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    assert!(said.starts_with(&expected), "{said}");
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_named() {
+    let output = tproxyd(&["run", "--config", "/nowhere/tproxyd"], "");
+    assert_ne!(output.status.code(), Some(0));
+    assert!(stderr(&output).contains("/nowhere/tproxyd"), "{}", stderr(&output));
+}
+
+/// What README.md says of an option: its row is "| `name` | `default` | meaning |" below the heading of its section.
+fn readme_row(section: &str, option: &Opt) -> Option<&'static str> {
+    let heading = format!("### `config {section}`");
+    let chapter = README.split(&heading).nth(1)?.split("\n#").next()?;
+    chapter.lines().find(|line| line.starts_with(&format!("| `{}`", option.name)))
+}
+
+#[test]
+fn every_option_is_in_the_readme_with_its_default_and_whether_this_build_has_it() {
+    for section in &SECTIONS {
+        for option in section.options {
+            let (section, name) = (section.name, option.name);
+            let row = readme_row(section, option).unwrap_or_else(|| panic!("README.md lacks {name} of {section}"));
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let default = if option.default.is_empty() { "–".to_owned() } else { format!("`{}`", option.default) };
+            assert_eq!(cells.get(2).copied(), Some(&*default), "default of {name} of {section}");
+            let later = cells.get(1).is_some_and(|cell| cell.contains("later"));
+            assert_eq!(later, !option.built, "README.md on whether this build has {name} of {section}");
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_readme_names_exists() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut code = String::new();
+    for folder in [tests.clone(), tests.join("e2e"), tests.join("netfilter")] {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            code += &std::fs::read_to_string(entry.path()).unwrap_or_default();
+        }
+    }
+    let table = README.split("## What happens when something fails").nth(1).expect("the chapter");
+    let table = table.split("\n## ").next().expect("its text");
+    let mut names = 0;
+    for row in table.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
+        let cell = row.trim_end_matches(" |").rsplit('|').next().expect("a last cell");
+        for name in cell.split('`').skip(1).step_by(2) {
+            assert!(code.contains(name), "README.md names a test that is not there: {name}");
+            names += 1;
+        }
+    }
+    assert!(names > 10);
+}

@@ -1,0 +1,28 @@
+//! End-to-end tests: real packets through a real kernel, in network namespaces of each test's own.
+//!
+//! `ci/test e2e` runs them, as root or not. Each test builds client – router – server ([`lab`]), starts what lies
+//! between ([`passage`]), and speaks through it with plain sockets ([`sock`]).
+
+#![allow(unreachable_pub, reason = "one program in several files: `pub` is for the reader")]
+#![allow(clippy::disallowed_methods, reason = "these tests measure real time")]
+
+mod chance;
+mod daemon;
+mod dns;
+mod json;
+mod lab;
+mod mirror;
+mod ns;
+mod passage;
+mod process;
+mod sock;
+mod socks;
+
+mod decisions;
+mod failures;
+mod integrity;
+mod lifecycle;
+mod limits;
+mod names;
+mod tcp;
+mod udp;
