@@ -8,6 +8,7 @@
 pub mod dns;
 pub mod json;
 pub mod packet;
+pub mod proxy_header;
 pub mod socks5;
 pub mod socks5_udp;
 
@@ -70,5 +71,19 @@ impl<'a> Writer<'a> {
         self.out.get_mut(self.at..end)?.copy_from_slice(bytes);
         self.at = end;
         Some(())
+    }
+
+    /// Writes text; what does not fit whole is not counted as written.
+    fn put_text(&mut self, text: std::fmt::Arguments<'_>) -> Option<()> {
+        let mut rest = Writer::new(self.out.get_mut(self.at..)?);
+        std::fmt::Write::write_fmt(&mut rest, text).ok()?;
+        self.at += rest.written();
+        Some(())
+    }
+}
+
+impl std::fmt::Write for Writer<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.put(text.as_bytes()).ok_or(std::fmt::Error)
     }
 }
