@@ -108,7 +108,7 @@ impl Engine {
             resolver,
             policy: Policy::new(&config, &targets),
             replies,
-            stats: Stats::default(),
+            stats: Stats::new(),
             accept_again: None,
             accept_limiter: Limiter::default(),
             lookup_limiter: Limiter::default(),
@@ -183,6 +183,7 @@ impl Engine {
             tcp.resolved(*name, &mut cx);
             association::resolved(udp, *name, &mut cx);
         }
+        self.outbounds.announce(&mut self.stats.events);
         Ok(resolved.iter().any(|(_, outcome)| matches!(outcome, Outcome::Resolved { .. })))
     }
 

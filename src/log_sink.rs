@@ -1,16 +1,19 @@
 //! Where log lines go: `/dev/log` with the true priority when nobody watches, else the terminal.
 //!
-//! procd would file every line of stderr as an error, so a service speaks to syslog itself.
+//! procd would file every line of stderr as an error, so a service speaks to syslog itself. The last warnings and errors
+//! are kept beside that, for `status`.
 
+use crate::stats::events::{Bounded, unix_time};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Stderr};
 use std::os::unix::net::UnixDatagram;
+use std::sync::{Mutex, PoisonError};
 
 /// Starts logging up to `level`. Must be called once.
 pub fn start(level: LevelFilter) {
     let syslog = if std::io::stderr().is_terminal() { None } else { Syslog::connect() };
-    let started = match syslog {
-        Some(syslog) => log::set_boxed_logger(Box::new(syslog)).is_ok(),
+    let sink = match syslog {
+        Some(syslog) => Sink::Syslog(syslog),
         None => {
             let config = simplelog::ConfigBuilder::new()
                 .set_thread_level(LevelFilter::Off)
@@ -18,11 +21,81 @@ pub fn start(level: LevelFilter) {
                 .set_location_level(LevelFilter::Off)
                 .build();
             // the level of the logger itself stays open, since a reload may raise it
-            simplelog::WriteLogger::init(LevelFilter::Trace, config, std::io::stderr()).is_ok()
+            Sink::Terminal(simplelog::WriteLogger::new(LevelFilter::Trace, config, std::io::stderr()))
         }
     };
+    let started = log::set_boxed_logger(Box::new(sink)).is_ok();
     debug_assert!(started, "logging is started once");
     log::set_max_level(level);
+}
+
+enum Sink {
+    Syslog(Syslog),
+    Terminal(Box<simplelog::WriteLogger<Stderr>>),
+}
+
+impl Log for Sink {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if record.level() <= Level::Warn {
+            note(record);
+        }
+        match self {
+            Sink::Syslog(syslog) => syslog.log(record),
+            Sink::Terminal(terminal) => terminal.log(record),
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// A warning or an error that was logged.
+#[derive(Debug, Clone, Default)]
+pub struct Problem {
+    /// Seconds since 1970.
+    pub at: u64,
+    /// True: an error; else a warning.
+    pub error: bool,
+    /// Its text, cut if it is long.
+    pub text: Bounded<240>,
+}
+
+/// How many problems are kept.
+pub const PROBLEMS_KEPT: usize = 16;
+
+struct Problems {
+    kept: [Option<Problem>; PROBLEMS_KEPT],
+    /// How many there were in all.
+    count: u64,
+}
+
+static PROBLEMS: Mutex<Problems> = Mutex::new(Problems { kept: [const { None }; PROBLEMS_KEPT], count: 0 });
+
+fn note(record: &Record<'_>) {
+    let error = record.level() == Level::Error;
+    let problem = Problem { at: unix_time(), error, text: Bounded::of(record.args()) };
+    let mut problems = PROBLEMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = (problems.count % PROBLEMS_KEPT as u64) as usize;
+    problems.kept[place] = Some(problem);
+    problems.count += 1;
+}
+
+/// The last problem but `n`; `None` if there were not so many, or they are not kept.
+pub fn problem(n: usize) -> Option<Problem> {
+    let problems = PROBLEMS.lock().unwrap_or_else(PoisonError::into_inner);
+    if n >= PROBLEMS_KEPT {
+        return None;
+    }
+    let number = problems.count.checked_sub(n as u64 + 1)?;
+    problems.kept[(number % PROBLEMS_KEPT as u64) as usize].clone()
+}
+
+/// How many warnings and errors were logged since the start.
+pub fn problem_count() -> u64 {
+    PROBLEMS.lock().unwrap_or_else(PoisonError::into_inner).count
 }
 
 /// A sender to the local syslog daemon (RFC 3164, as syslog(3) speaks it).
@@ -43,11 +116,7 @@ impl Syslog {
     }
 }
 
-impl Log for Syslog {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
+impl Syslog {
     fn log(&self, record: &Record<'_>) {
         let priority = FACILITY | severity(record.level());
         let line = format!("<{priority}>tproxyd[{}]: {}", std::process::id(), record.args());
@@ -56,8 +125,6 @@ impl Log for Syslog {
             let _ = self.socket.send(line.as_bytes());
         }
     }
-
-    fn flush(&self) {}
 }
 
 /// Severities of syslog(3).
@@ -67,5 +134,35 @@ fn severity(level: Level) -> u8 {
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // One test, since the problems are those of the whole process.
+    #[test]
+    fn the_last_problems_are_kept_newest_first_and_old_ones_make_room() {
+        let sink = Sink::Terminal(simplelog::WriteLogger::new(
+            LevelFilter::Off,
+            simplelog::Config::default(),
+            std::io::stderr(),
+        ));
+        let say = |level, n: usize| {
+            sink.log(&Record::builder().level(level).args(format_args!("problem {n}")).build());
+        };
+        assert!(problem(0).is_none());
+        say(Level::Info, 0);
+        assert_eq!(problem_count(), 0, "only warnings and errors are problems");
+        say(Level::Error, 0);
+        assert!(problem(0).unwrap().error && problem(1).is_none());
+        for n in 1..=PROBLEMS_KEPT {
+            say(Level::Warn, n);
+        }
+        assert_eq!(problem_count(), PROBLEMS_KEPT as u64 + 1);
+        let kept: Vec<_> = (0..).map_while(problem).map(|problem| problem.text.to_string()).collect();
+        assert_eq!(kept.len(), PROBLEMS_KEPT);
+        assert_eq!((kept[0].as_str(), kept[PROBLEMS_KEPT - 1].as_str()), ("problem 16", "problem 1"));
     }
 }

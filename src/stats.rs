@@ -1,5 +1,9 @@
 //! Counters. Plain `u64`: one thread counts, and mips32 has no 64-bit atomics.
 
+pub mod events;
+
+use events::Events;
+
 /// Why something was dropped or refused, as `status` and `metrics` name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -80,10 +84,17 @@ pub struct Stats {
     pub accept_paused: u64,
     /// How often a TCP read went on without a buffer because the pool was empty.
     pub pool_empty: u64,
+    /// What has happened lately.
+    pub events: Events,
     drops: [u64; Drop::ALL.len()],
 }
 
 impl Stats {
+    /// Nothing counted; room for all events that are kept.
+    pub fn new() -> Stats {
+        Stats { events: Events::new(), ..Stats::default() }
+    }
+
     /// Counts a drop.
     pub fn drop(&mut self, reason: Drop) {
         self.drops[reason as usize] += 1;

@@ -213,9 +213,98 @@ fn the_status_has_every_field_of_the_contract() {
     assert_eq!(status.number("accept_paused"), 0);
 
     let screen = daemon.says(&["status"]);
-    for words in ["tproxyd ", "lan", "[::]:2333  tcp udp", "hk", "socks5", "video \"4k\"", "Nothing has arrived yet"] {
+    for words in ["tproxyd ", "lan", "[::]:2333  tcp udp", "hk", "socks5", "video \"4k\"", "no rules of ours"] {
         assert!(screen.contains(words), "{words} in\n{screen}");
     }
+}
+
+const README: &str = include_str!("../README.md");
+
+/// Path and value of each row of the table in README.md whose first column is headed `heading`.
+fn documented(heading: &str) -> Vec<(String, String)> {
+    let table = README.split(&format!("| {heading} |")).nth(1).unwrap_or_else(|| panic!("no table '{heading}'"));
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let mut all = Vec::new();
+    for row in rows {
+        let mut cells = row.split('|').skip(1).map(str::trim);
+        let (paths, value) = (cells.next().expect("a path"), cells.next().expect("a value"));
+        all.extend(paths.split(' ').map(|path| (path.trim_matches('`').to_owned(), value.to_owned())));
+    }
+    all
+}
+
+/// The paths of all values in `json`, `[]` for the elements of a list, each with the value.
+fn paths<'j>(json: &'j Json, at: &str, found: &mut Vec<(String, &'j Json)>) {
+    match json {
+        Json::Map(members) => {
+            for (name, value) in members {
+                let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+                if matches!(value, Json::Map(_)) && at.ends_with("[]") {
+                    found.push((path.clone(), value));
+                }
+                paths(value, &path, found);
+            }
+        }
+        Json::List(list) => list.iter().for_each(|element| paths(element, &format!("{at}[]"), found)),
+        value => found.push((at.to_owned(), value)),
+    }
+}
+
+/// Whether `json` is what a cell of README.md says.
+fn is_a(value: &str, json: &Json) -> bool {
+    match (value.strip_suffix(" or null"), json) {
+        (Some(_), Json::Null) => return true,
+        (Some(value), _) => return is_a(value, json),
+        (None, _) => {}
+    }
+    match json {
+        Json::Text(_) => value == "text",
+        Json::Bool(_) => value == "flag",
+        Json::Map(_) => value == "object",
+        Json::Number(n) => {
+            ["number", "bytes", "seconds", "milliseconds", "time"].contains(&value) && *n >= 0.0 && n.fract() == 0.0
+        }
+        Json::Null | Json::List(_) => false,
+    }
+}
+
+/// Every value of `json` stands in the table, as what it is; every row of the table is met, but for `rare` ones.
+fn agrees(json: &Json, heading: &str, rare: &[&str]) {
+    let rows = documented(heading);
+    let mut found = Vec::new();
+    paths(json, "", &mut found);
+    let fits = |pattern: &str, path: &str| match pattern.strip_suffix('*') {
+        Some(start) => path.starts_with(start),
+        None => path == pattern,
+    };
+    for (path, value) in &found {
+        let row = rows.iter().find(|(pattern, _)| fits(pattern, path));
+        let (_, kind) = row.unwrap_or_else(|| panic!("README.md does not say what {path} is"));
+        assert!(is_a(kind, value), "README.md says that {path} is a {kind}: {value}");
+    }
+    for (pattern, _) in &rows {
+        let met = found.iter().any(|(path, _)| fits(pattern, path));
+        assert!(met || rare.contains(&pattern.as_str()), "README.md names {pattern}, which is not in {json}");
+    }
+}
+
+#[test]
+fn the_status_is_what_the_readme_says_field_by_field() {
+    let ns = intercepting();
+    let daemon = Daemon::start_in(
+        ns.clone(),
+        "config outbound 'hk'\n\toption type 'socks5'\n\toption server '127.0.0.1'\n\toption port '9'\n\
+         config rule\n\tlist dest_port '80'\n\toption outbound 'hk'\n",
+    );
+    // nobody listens at port 9: an error, and a problem
+    sock::refusal(&ns, (SERVER, 80).into());
+    let status = daemon.status();
+    assert_eq!(status.list("problems").len(), 1);
+    agrees(&status, "field of `status --json`", &[]);
+    let reasons: Vec<_> = documented("reason in `drops`").into_iter().map(|(reason, _)| reason).collect();
+    let Json::Map(drops) = status.at("drops") else { panic!("no drops") };
+    assert_eq!(reasons.len(), drops.len(), "{reasons:?} are documented, {drops:?} are there");
+    assert!(reasons.iter().all(|reason| drops.contains_key(reason)));
 }
 
 #[test]

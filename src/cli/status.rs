@@ -1,48 +1,72 @@
 //! `status` for people: one screen.
 
 use super::tree::Tree;
-use super::units::{bytes, seconds};
+use super::units::{bytes, moment, seconds};
 use std::fmt::Write;
 
 /// What the daemon's document says.
 pub(super) fn screen(status: &Tree) -> String {
-    let mut text = format!("tproxyd {}, up {}\n", status.text("version"), seconds(status.number("uptime_s")));
+    let (time, uptime) = (status.number("time"), status.number("uptime_s"));
+    let since = moment(time.saturating_sub(uptime));
+    let mut text = format!("tproxyd {}, up {} (since {since})\n", status.text("version"), seconds(uptime));
     listeners(status, &mut text);
     outbounds(status, &mut text);
     rules(status, &mut text);
     tables(status, &mut text);
     memory(status, &mut text);
     drops(status, &mut text);
+    problems(status, &mut text);
     text
 }
 
 fn listeners(status: &Tree, text: &mut String) {
     let all = status.list("listeners");
-    let mut table = Table::new(&["Listeners", "address", "", ">arrived"]);
+    let mut table = Table::new(&["Listeners", "address", "", ">packets", ">arrived"]);
     for listener in all {
         let protos: Vec<&str> = ["tcp", "udp"].into_iter().filter(|proto| listener.flag(proto)).collect();
         table.row(&[
             listener.text("name"),
             listener.text("address"),
             &protos.join(" "),
+            &maybe(listener, "packets"),
             &listener.number("accepted").to_string(),
         ]);
     }
     table.write(text);
-    if all.is_empty() {
-        text.push_str("  none: nothing is intercepted\n");
-    } else if all.iter().all(|listener| listener.number("accepted") == 0) {
-        text.push_str("  Nothing has arrived yet. `tproxyd rules` shows what should be intercepted.\n");
+    if let Some(hint) = hint(all) {
+        text.push_str("  ");
+        text.push_str(hint);
+        text.push('\n');
+    }
+}
+
+/// What it means that nothing comes.
+fn hint(listeners: &[Tree]) -> Option<&'static str> {
+    let none = |member: &str| listeners.iter().all(|listener| listener.number(member) == 0);
+    let intercepted = listeners.iter().any(|listener| matches!(listener.get("packets"), Tree::Number(_)));
+    if listeners.is_empty() {
+        Some("none: nothing is intercepted")
+    } else if !none("accepted") {
+        None
+    } else if !intercepted {
+        Some("Nothing has arrived yet, and no rules of ours count packets. `tproxyd check` says what is wrong.")
+    } else if none("packets") {
+        Some("Rules are in place, but no packet has come to them yet. `tproxyd rules` shows what they take.")
+    } else {
+        Some("Packets come to the rules, but none to the process: `tproxyd check` says what is in the way.")
     }
 }
 
 fn outbounds(status: &Tree, text: &mut String) {
-    let mut table = Table::new(&["Outbounds", "type", "state", ">sessions", ">up", ">down", ">errors"]);
-    for outbound in status.list("outbounds") {
+    let mut table = Table::new(&["Outbounds", "type", "state", ">latency", ">sessions", ">up", ">down", ">errors"]);
+    let all = status.list("outbounds");
+    for outbound in all {
+        let latency = maybe(outbound, "latency_ms");
         table.row(&[
             outbound.text("name"),
             outbound.text("type"),
             outbound.text("state"),
+            &if latency == "-" { latency } else { latency + " ms" },
             &outbound.number("sessions").to_string(),
             &bytes(outbound.number("bytes_up")),
             &bytes(outbound.number("bytes_down")),
@@ -50,6 +74,26 @@ fn outbounds(status: &Tree, text: &mut String) {
         ]);
     }
     table.write(text);
+    for outbound in all {
+        let error = outbound.get("last_error");
+        if *error != Tree::Null {
+            let (name, ago) = (outbound.text("name"), ago(status, error));
+            let _ = writeln!(text, "  {name}: last error {ago}: {}", error.text("text"));
+        }
+    }
+}
+
+/// The number of that member as it is shown; a dash if it is null.
+fn maybe(tree: &Tree, member: &str) -> String {
+    match tree.get(member) {
+        Tree::Number(digits) => digits.clone(),
+        _ => "-".to_owned(),
+    }
+}
+
+/// `3 min ago`.
+fn ago(status: &Tree, what: &Tree) -> String {
+    format!("{} ago", seconds(status.number("time").saturating_sub(what.number("time"))))
 }
 
 /// Rules shown: `--json` has all of them.
@@ -126,6 +170,21 @@ fn drops(status: &Tree, text: &mut String) {
     let _ = writeln!(text, "Drops: {list}");
 }
 
+/// Problems shown: `--json` has some more.
+const PROBLEMS_SHOWN: usize = 5;
+
+fn problems(status: &Tree, text: &mut String) {
+    let all = status.list("problems");
+    if all.is_empty() {
+        text.push_str("Problems in the log: none\n");
+        return;
+    }
+    let _ = writeln!(text, "\nProblems in the log: {}, the last", status.number("problem_count"));
+    for problem in all.iter().take(PROBLEMS_SHOWN) {
+        let _ = writeln!(text, "  {} ({}): {}", ago(status, problem), problem.text("level"), problem.text("text"));
+    }
+}
+
 /// Columns as wide as they need to be.
 struct Table {
     /// Of each column: right-aligned, and what it holds.
@@ -170,33 +229,35 @@ impl Table {
 mod tests {
     use super::*;
 
-    const STATUS: &str = r#"{"v":1,"version":"0.1.0","uptime_s":7980,
-        "listeners":[{"name":"lan","address":"[::]:2333","tcp":true,"udp":true,"accepted":4123}],
-        "outbounds":[{"name":"direct","type":"direct","state":"up","latency_ms":null,"sessions":12,"bytes_up":1300000,
+    const STATUS: &str = r#"{"v":1,"version":"0.1.0","time":1795572633,"uptime_s":7980,
+        "listeners":[{"name":"lan","address":"[::]:2333","tcp":true,"udp":true,"packets":51234,"accepted":4123}],
+        "outbounds":[{"name":"direct","type":"direct","state":"up","latency_ms":20,"sessions":12,"bytes_up":1300000,
             "bytes_down":34000000,"errors":0},
             {"name":"hk","type":"socks5","state":"down","latency_ms":null,"sessions":0,"bytes_up":0,"bytes_down":0,
-            "errors":7}],
+            "errors":7,"last_error":{"time":1795572453,"text":"203.0.113.9:443: connection refused"}}],
         "rules":[{"number":0,"name":"video","outbound":"hk","active":true,"hits":77},
             {"number":3,"name":null,"outbound":"direct","active":false,"hits":0}],
         "tcp":{"active":12,"limit":4096,"total":5521,"refused":0,"evicted":0},
         "udp":{"active":3,"limit":4096,"total":1024,"refused":1,"evicted":2},
         "memory":{"used":3200000,"peak":4100000,"bound":28000000},
         "pool":{"lent":1,"peak":4,"capacity":128,"empty":0},"destinations":{"used":9,"evicted":0},"accept_paused":2,
-        "drops":{"not_intercepted":3,"no_room":0,"by_rule":10}}"#;
+        "drops":{"not_intercepted":3,"no_room":0,"by_rule":10},
+        "problem_count":9,"problems":[{"time":1795572573,"level":"warn","text":"look up 'hk.example': no answer"}]}"#;
 
     #[test]
     fn a_person_sees_all_of_it_on_one_screen() {
         assert_eq!(
             screen(&Tree::parse(STATUS).unwrap()),
             "\
-tproxyd 0.1.0, up 2 h 13 min
+tproxyd 0.1.0, up 2 h 13 min (since 2026-11-24 23:57:33 UTC)
 
-Listeners  address             arrived
-  lan      [::]:2333  tcp udp     4123
+Listeners  address             packets  arrived
+  lan      [::]:2333  tcp udp    51234     4123
 
-Outbounds  type    state  sessions       up    down  errors
-  direct   direct  up           12  1.2 MiB  32 MiB       0
-  hk       socks5  down          0      0 B     0 B       7
+Outbounds  type    state  latency  sessions       up    down  errors
+  direct   direct  up       20 ms        12  1.2 MiB  32 MiB       0
+  hk       socks5  down         -         0      0 B     0 B       7
+  hk: last error 3 min ago: 203.0.113.9:443: connection refused
 
 Rules  name   outbound                                 hits
   0    video  hk                                         77
@@ -209,6 +270,9 @@ Sessions  live  limit  since start  refused  evicted
 
 Memory: 3.1 MiB in use, 3.9 MiB at most so far, bound 27 MiB; buffers: 1 of 128 in use, 4 at most so far
 Drops: not intercepted 3, by rule 10
+
+Problems in the log: 9, the last
+  1 min ago (warn): look up 'hk.example': no answer
 "
         );
     }
@@ -216,7 +280,10 @@ Drops: not intercepted 3, by rule 10
     #[test]
     fn rules_to_which_nothing_comes_are_told_from_traffic_that_is_direct() {
         let quiet = STATUS.replace("4123", "0");
-        assert!(screen(&Tree::parse(&quiet).unwrap()).contains("Nothing has arrived yet."));
+        let said = |text: &str| screen(&Tree::parse(text).unwrap());
+        assert!(said(&quiet).contains("Packets come to the rules, but none to the process"));
+        assert!(said(&quiet.replace("51234", "0")).contains("but no packet has come"));
+        assert!(said(&quiet.replace("51234", "null")).contains("no rules of ours"));
         let none = r#"{"listeners":[]}"#;
         assert!(screen(&Tree::parse(none).unwrap()).contains("none: nothing is intercepted"));
     }

@@ -26,6 +26,21 @@ pub(super) fn seconds(seconds: u64) -> String {
     }
 }
 
+/// `2026-11-25 02:10:33 UTC`, of seconds since 1970.
+pub(super) fn moment(time: u64) -> String {
+    let (days, second) = (time / 86_400, time % 86_400);
+    // days since 1 March of year 0, in eras of 400 years, so that the leap day stands at the end of its year
+    let day = days + 719_468;
+    let (era, day) = (day / 146_097, day % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = if month < 10 { (era * 400 + year, month + 3) } else { (era * 400 + year + 1, month - 9) };
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +73,19 @@ mod tests {
             (86_459, "1 d"),
         ] {
             assert_eq!(seconds(n), text);
+        }
+    }
+
+    #[test]
+    fn a_moment_is_told_by_the_calendar() {
+        for (n, text) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_795_572_633, "2026-11-25 02:10:33 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(moment(n), text);
         }
     }
 }

@@ -13,6 +13,8 @@ use std::fmt::{self, Write};
 pub(super) struct Metrics {
     /// Of one moment, so that a counter never goes back because a session has ended in between.
     outbounds: Vec<Outbound>,
+    /// Of the listeners.
+    packets: Vec<Option<u64>>,
     memory: Memory,
     begun: bool,
     /// Index into [`FAMILIES`].
@@ -38,8 +40,11 @@ enum Samples {
     ProtoCounters(fn(&dyn Subject) -> [u64; 2]),
     Memory(fn(&Memory) -> u64),
     Listeners(fn(&Listener<'_>) -> u64),
+    Packets,
     /// `None`: no sample.
     Outbounds(fn(&Outbound) -> Option<u64>),
+    /// No sample before the first connection.
+    Latency,
     /// Label `direction`.
     Bytes,
     Rules(fn(&Rule<'_>) -> u64),
@@ -95,6 +100,12 @@ const FAMILIES: &[Family] = &[
         Samples::Listeners(|listener| listener.accepted),
     ),
     family(
+        "tproxyd_listener_packets_total",
+        COUNTER,
+        "Packets that the rules gave to a listener; no sample where no rules count.",
+        Samples::Packets,
+    ),
+    family(
         "tproxyd_outbound_up",
         GAUGE,
         "1 if the last dial worked, 0 if it failed; no sample before the first.",
@@ -115,6 +126,12 @@ const FAMILIES: &[Family] = &[
         COUNTER,
         "Sessions that an outbound could not connect.",
         Samples::Outbounds(|outbound| Some(outbound.errors)),
+    ),
+    family(
+        "tproxyd_outbound_latency_seconds",
+        GAUGE,
+        "How long the last connection took, handshakes included.",
+        Samples::Latency,
     ),
     family("tproxyd_outbound_bytes_total", COUNTER, "Payload from clients (up) and to clients (down).", Samples::Bytes),
     family("tproxyd_rule_hits_total", COUNTER, "Flows that a rule decided.", Samples::Rules(|rule| rule.hits)),
@@ -174,6 +191,12 @@ const FAMILIES: &[Family] = &[
         "How often accepting paused because descriptors or kernel memory had run out.",
         Samples::Single(|_, subject| subject.stats().accept_paused),
     ),
+    family(
+        "tproxyd_problems_total",
+        COUNTER,
+        "Warnings and errors in the log.",
+        Samples::Single(|totals, _| totals.problems),
+    ),
 ];
 
 const fn family(name: &'static str, kind: &'static str, help: &'static str, samples: Samples) -> Family {
@@ -189,6 +212,8 @@ type Line = heapless::String<LINE>;
 enum Sample {
     /// Labels without braces are in the line buffer.
     Value(u64),
+    /// In thousandths.
+    Thousandths(u64),
     /// None at this number, but perhaps at the next.
     Missing,
     /// No more.
@@ -197,7 +222,8 @@ enum Sample {
 
 impl Metrics {
     pub(super) fn new(subject: &dyn Subject) -> Metrics {
-        Metrics { outbounds: subject.outbounds(), memory: subject.memory(), begun: false, family: 0, line: 0 }
+        let (outbounds, packets, memory) = (subject.outbounds(), subject.packets(), subject.memory());
+        Metrics { outbounds, packets, memory, begun: false, family: 0, line: 0 }
     }
 
     /// Writes the next item. What is changed here is changed behind the last write that can fail.
@@ -224,6 +250,9 @@ impl Metrics {
                 match self.sample(family, line - 2, subject, &mut labels)? {
                     Sample::Value(value) if labels.is_empty() => item(json, format_args!("{name} {value}"))?,
                     Sample::Value(value) => item(json, format_args!("{name}{{{labels}}} {value}"))?,
+                    Sample::Thousandths(value) => {
+                        item(json, format_args!("{name}{{{labels}}} {}.{:03}", value / 1000, value % 1000))?;
+                    }
                     Sample::Missing => {}
                     Sample::End => {
                         (self.family, self.line) = (self.family + 1, 0);
@@ -266,6 +295,18 @@ impl Metrics {
                 let Some(listener) = subject.listener(n) else { return Ok(Sample::End) };
                 label(labels, "listener", Short(listener.name))?;
                 Some(value(&listener))
+            }
+            Samples::Packets => {
+                let Some(listener) = subject.listener(n) else { return Ok(Sample::End) };
+                let Some(packets) = self.packets.get(n).copied().flatten() else { return Ok(Sample::Missing) };
+                label(labels, "listener", Short(listener.name))?;
+                Some(packets)
+            }
+            Samples::Latency => {
+                let Some(outbound) = self.outbounds.get(n) else { return Ok(Sample::End) };
+                let Some(latency) = outbound.latency_ms else { return Ok(Sample::Missing) };
+                label(labels, "outbound", Short(&outbound.name))?;
+                return Ok(Sample::Thousandths(latency.into()));
             }
             Samples::Outbounds(value) => {
                 let Some(outbound) = self.outbounds.get(n) else { return Ok(Sample::End) };

@@ -1,24 +1,11 @@
-//! The answer to `status`. Its fields are part of the contract; new ones may come, none changes its meaning.
-//!
-//! | field | meaning |
-//! |---|---|
-//! | `v` | version of this document: 1 |
-//! | `version` | of tproxyd |
-//! | `uptime_s` | seconds since the start |
-//! | `listeners[]` | `name`; `address` that it is bound to; `tcp`, `udp`: whether it takes them; `accepted`: connections and datagrams that came |
-//! | `outbounds[]` | `name`; `type`; `state`: up or down by the last dial, unknown before the first; `latency_ms`: null, not measured; `sessions`: live; `bytes_up`, `bytes_down`: since the start, live sessions included; `errors`: sessions that could not be connected |
-//! | `rules[]` | `number`: N of `@rule[N]`; `name` or null; `outbound`; `active`: false if it names a set that could not be read; `hits`: flows that it decided |
-//! | `tcp`, `udp` | `active` and `limit`: sessions or mappings, now and at most; `total` since the start; `refused`, `evicted` of these |
-//! | `memory` | bytes: `used` now, `peak` ever (resident), `bound`: most that this configuration can take |
-//! | `pool` | buffers of 64 KiB: `lent` now, `peak` ever, `capacity`; `empty`: reads that went on without one |
-//! | `destinations` | UDP destination entries: `used`, `evicted` |
-//! | `accept_paused` | how often accepting paused because descriptors or kernel memory had run out |
-//! | `drops` | how often something was dropped or refused, by reason (see `stats::Drop`) |
+//! The answer to `status`. Its fields are part of the contract; new ones may come, none changes its meaning. README.md says
+//! what each is and in which unit; tests/control.rs holds the two together.
 
 use super::answer::{Next, Short};
 use super::request::VERSION;
-use super::subject::{Listener, Outbound, Rule, Subject};
+use super::subject::{Listener, Outbound, Problem, Rule, Subject};
 use crate::proto::json::Writer;
+use crate::stats::events::unix_time;
 use crate::stats::{Drop, Table};
 use std::fmt;
 
@@ -26,6 +13,8 @@ use std::fmt;
 pub(super) struct Status {
     /// Of one moment, so that what a closing session takes along is counted once.
     outbounds: Vec<Outbound>,
+    /// Of the listeners.
+    packets: Vec<Option<u64>>,
     part: Part,
     index: usize,
 }
@@ -35,12 +24,13 @@ enum Part {
     Listeners,
     Outbounds,
     Rules,
-    Tail,
+    Tables,
+    Problems,
 }
 
 impl Status {
     pub(super) fn new(subject: &dyn Subject) -> Status {
-        Status { outbounds: subject.outbounds(), part: Part::Head, index: 0 }
+        Status { outbounds: subject.outbounds(), packets: subject.packets(), part: Part::Head, index: 0 }
     }
 
     /// Writes the next item. What is changed here is changed behind the last write that can fail.
@@ -53,7 +43,8 @@ impl Status {
             }
             Part::Listeners => match subject.listener(self.index) {
                 Some(one) => {
-                    listener(&one, json)?;
+                    let packets = self.packets.get(self.index).copied().flatten();
+                    listener(&one, packets, json)?;
                     self.index += 1;
                 }
                 None => {
@@ -80,13 +71,25 @@ impl Status {
                 }
                 None => {
                     json.end_array()?;
-                    self.go_to(Part::Tail);
+                    self.go_to(Part::Tables);
                 }
             },
-            Part::Tail => {
-                tail(subject, json)?;
-                return Ok(Next::Done);
+            Part::Tables => {
+                tables(subject, json)?;
+                list(json, "problems")?;
+                self.go_to(Part::Problems);
             }
+            Part::Problems => match subject.problem(self.index) {
+                Some(one) => {
+                    problem(&one, json)?;
+                    self.index += 1;
+                }
+                None => {
+                    json.end_array()?;
+                    json.end_object()?;
+                    return Ok(Next::Done);
+                }
+            },
         }
         Ok(Next::More)
     }
@@ -105,15 +108,17 @@ fn head(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
     json.begin_object()?;
     json.number_member("v", VERSION)?;
     json.text_member("version", env!("CARGO_PKG_VERSION"))?;
+    json.number_member("time", unix_time())?;
     json.number_member("uptime_s", subject.totals().uptime.as_secs())
 }
 
-fn listener(listener: &Listener<'_>, json: &mut Writer<'_>) -> fmt::Result {
+fn listener(listener: &Listener<'_>, packets: Option<u64>, json: &mut Writer<'_>) -> fmt::Result {
     json.begin_object()?;
     json.text_member("name", Short(listener.name))?;
     json.text_member("address", listener.address)?;
     json.flag_member("tcp", listener.tcp)?;
     json.flag_member("udp", listener.udp)?;
+    json.optional_number_member("packets", packets)?;
     json.number_member("accepted", listener.accepted)?;
     json.end_object()
 }
@@ -123,11 +128,21 @@ fn outbound(outbound: &Outbound, json: &mut Writer<'_>) -> fmt::Result {
     json.text_member("name", Short(&outbound.name))?;
     json.text_member("type", outbound.kind)?;
     json.text_member("state", outbound.state.name())?;
-    json.optional_number_member("latency_ms", None)?;
+    json.optional_number_member("latency_ms", outbound.latency_ms.map(u64::from))?;
     json.number_member("sessions", outbound.sessions.into())?;
     json.number_member("bytes_up", outbound.bytes_up)?;
     json.number_member("bytes_down", outbound.bytes_down)?;
     json.number_member("errors", outbound.errors)?;
+    json.key("last_error")?;
+    match &outbound.last_error {
+        None => json.null()?,
+        Some((time, text)) => {
+            json.begin_object()?;
+            json.number_member("time", *time)?;
+            json.text_member("text", text)?;
+            json.end_object()?;
+        }
+    }
     json.end_object()
 }
 
@@ -141,7 +156,7 @@ fn rule(rule: &Rule<'_>, json: &mut Writer<'_>) -> fmt::Result {
     json.end_object()
 }
 
-fn tail(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
+fn tables(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
     let (totals, stats, memory) = (subject.totals(), subject.stats(), subject.memory());
     table(json, "tcp", totals.tcp, &stats.tcp)?;
     table(json, "udp", totals.udp, &stats.udp)?;
@@ -163,6 +178,16 @@ fn tail(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
     json.number_member("accept_paused", stats.accept_paused)?;
     json.key("drops")?;
     numbers(json, &Drop::ALL.map(|reason| (reason.name(), stats.dropped(reason))))?;
+    json.key("descriptors")?;
+    numbers(json, &[("limit", totals.descriptors)])?;
+    json.number_member("problem_count", totals.problems)
+}
+
+fn problem(problem: &Problem, json: &mut Writer<'_>) -> fmt::Result {
+    json.begin_object()?;
+    json.number_member("time", problem.at)?;
+    json.text_member("level", if problem.error { "error" } else { "warn" })?;
+    json.text_member("text", &problem.text)?;
     json.end_object()
 }
 

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::policy::Proto;
 use crate::stats::Stats;
+use crate::stats::events::Bounded;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -26,6 +27,13 @@ pub trait Subject {
 
     /// The `n`th listener, from 0.
     fn listener(&self, n: usize) -> Option<Listener<'_>>;
+
+    /// For each listener, in the same order, how many packets the rules have given to it; `None`: there are no rules, or
+    /// none that count. Costs a question to the kernel.
+    fn packets(&self) -> Vec<Option<u64>>;
+
+    /// The last warning or error but `n`.
+    fn problem(&self, n: usize) -> Option<Problem>;
 
     /// The `n`th rule in order, from 0, inactive ones counted.
     fn rule(&self, n: usize) -> Option<Rule<'_>>;
@@ -58,6 +66,21 @@ pub struct Totals {
     pub destinations_used: usize,
     /// Destination entries that made room for others.
     pub destinations_evicted: u64,
+    /// Most descriptors that the process may have open.
+    pub descriptors: u64,
+    /// Warnings and errors since the start.
+    pub problems: u64,
+}
+
+/// A warning or error that was logged.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// Seconds since 1970.
+    pub at: u64,
+    /// True: an error; else a warning.
+    pub error: bool,
+    /// Its text.
+    pub text: Bounded<240>,
 }
 
 /// Buffers for bytes that the other side did not take at once.
@@ -129,6 +152,10 @@ pub struct Outbound {
     pub bytes_down: u64,
     /// Sessions that could not be connected.
     pub errors: u64,
+    /// How long it took to be connected the last time, in milliseconds.
+    pub latency_ms: Option<u32>,
+    /// When a session could not be connected last, in seconds since 1970, and why.
+    pub last_error: Option<(u64, Bounded<160>)>,
 }
 
 /// Whether an outbound works.

@@ -41,6 +41,8 @@ impl Subject for Fake {
             pool: Pool { lent: 0, peak: 3, capacity: 8 },
             destinations_used: 5,
             destinations_evicted: 6,
+            descriptors: 1024,
+            problems: 2,
         }
     }
 
@@ -57,6 +59,15 @@ impl Subject for Fake {
         (n < 2).then_some(listener)
     }
 
+    fn packets(&self) -> Vec<Option<u64>> {
+        vec![Some(77), None]
+    }
+
+    fn problem(&self, n: usize) -> Option<Problem> {
+        let text = crate::stats::events::Bounded::of(format_args!("problem {n}"));
+        (n < 2).then_some(Problem { at: 1_800_000_000, error: n == 0, text })
+    }
+
     fn rule(&self, n: usize) -> Option<Rule<'_>> {
         let rule = Rule { number: n as u32, name: Some(&self.name), outbound: &self.name, active: n == 0, hits: 4 };
         (n < 100).then_some(rule)
@@ -71,6 +82,8 @@ impl Subject for Fake {
             bytes_up: u64::MAX,
             bytes_down: u64::MAX,
             errors: u64::MAX,
+            latency_ms: Some(1234),
+            last_error: Some((1_800_000_001, crate::stats::events::Bounded::of("refused"))),
         };
         vec![outbound]
     }
@@ -386,13 +399,15 @@ fn the_status_has_every_part() {
     let mut lab = Lab::new("status", fake(10));
     let answer = lab.asked("{\"v\":1,\"cmd\":\"status\"}\n");
     for part in [
-        "\"uptime_s\":77,\"listeners\":[{\"name\":\"hk\",\"address\":\"10.0.0.1:40000\",\"tcp\":true,\"udp\":false,\"accepted\":9},",
-        "\"outbounds\":[{\"name\":\"hk\",\"type\":\"socks5\",\"state\":\"down\",\"latency_ms\":null,\"sessions\":4294967295,",
+        "\"uptime_s\":77,\"listeners\":[{\"name\":\"hk\",\"address\":\"10.0.0.1:40000\",\"tcp\":true,\"udp\":false,\"packets\":77,\"accepted\":9},",
+        "\"outbounds\":[{\"name\":\"hk\",\"type\":\"socks5\",\"state\":\"down\",\"latency_ms\":1234,\"sessions\":4294967295,",
         "\"rules\":[{\"number\":0,\"name\":\"hk\",\"outbound\":\"hk\",\"active\":true,\"hits\":4},",
         "\"tcp\":{\"active\":5,\"limit\":10,\"total\":0,\"refused\":0,\"evicted\":0},",
         "\"memory\":{\"used\":1,\"peak\":2,\"bound\":3},",
         "\"pool\":{\"lent\":0,\"peak\":3,\"capacity\":8,\"empty\":0},\"destinations\":{\"used\":5,\"evicted\":6},",
         "\"by_rule\":1,",
+        "\"errors\":18446744073709551615,\"last_error\":{\"time\":1800000001,\"text\":\"refused\"}}",
+        "\"descriptors\":{\"limit\":1024},\"problem_count\":2,\"problems\":[{\"time\":1800000000,\"level\":\"error\",\"text\":\"problem 0\"},",
     ] {
         assert!(answer.contains(part), "{part}\n{answer}");
     }
@@ -416,7 +431,7 @@ fn metrics_stand_under_their_type_and_counters_end_in_total() {
         } else if !line.starts_with('#') {
             let (labelled, value) = line.rsplit_once(' ').unwrap();
             assert_eq!(labelled.split('{').next(), Some(family.as_str()));
-            assert!(value.parse::<u64>().is_ok(), "{line}");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
             // the fake has two listeners of one name
             assert!(samples.insert(labelled.to_owned()) || labelled.contains("listener"), "{line} comes once");
         }

@@ -3,13 +3,15 @@
 use super::{Engine, number};
 use crate::budget::{self, Tables};
 use crate::config::{OutboundKind, Target};
-use crate::control::{Kick, Listener, Memory, Outbound, Place, Pool, Rule, Session, State, Subject, Totals};
+use crate::control::{Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, State, Subject, Totals};
 use crate::error::Error;
+use crate::log_sink;
+use crate::netfilter::counters;
 use crate::policy::Proto;
 use crate::session::tcp::View;
 use crate::session::{Owner, outbound};
 use crate::stats::Stats;
-use crate::sys::memory;
+use crate::sys::{memory, process};
 use mio::Interest;
 use mio::unix::SourceFd;
 use std::os::fd::RawFd;
@@ -30,6 +32,8 @@ impl Subject for Engine {
             pool: Pool { lent: self.pool.lent(), peak: self.pool.peak(), capacity: self.pool.capacity() },
             destinations_used: self.udp.destinations().used(),
             destinations_evicted: self.udp.destinations().evicted(),
+            descriptors: process::descriptor_limit().map_or(0, |(soft, _)| soft),
+            problems: log_sink::problem_count(),
         }
     }
 
@@ -54,6 +58,19 @@ impl Subject for Engine {
             udp: bound.udp,
             accepted: listener.accepted,
         })
+    }
+
+    fn packets(&self) -> Vec<Option<u64>> {
+        let counted = counters::packets().unwrap_or_default();
+        let of = |name: &str| {
+            let counter = counted.iter().find(|(counter, _)| counter.strip_prefix("listener_") == Some(name));
+            counter.map(|(_, packets)| *packets)
+        };
+        self.listeners.iter().flatten().map(|listener| of(&listener.name)).collect()
+    }
+
+    fn problem(&self, n: usize) -> Option<Problem> {
+        log_sink::problem(n).map(|log_sink::Problem { at, error, text }| Problem { at, error, text })
     }
 
     fn rule(&self, n: usize) -> Option<Rule<'_>> {
@@ -149,6 +166,8 @@ const NOTHING_COUNTED: Outbound = Outbound {
     bytes_up: 0,
     bytes_down: 0,
     errors: 0,
+    latency_ms: None,
+    last_error: None,
 };
 
 fn shown(outbound: &outbound::Outbound) -> Outbound {
@@ -164,13 +183,16 @@ fn shown(outbound: &outbound::Outbound) -> Outbound {
         bytes_up: outbound.bytes_up,
         bytes_down: outbound.bytes_down,
         errors: outbound.errors,
+        latency_ms: outbound.latency_ms,
+        last_error: outbound.last_error.clone(),
     }
 }
 
 /// Adds what `new` has counted to `old` of the same name; what they are is told by the one that is `configured`.
 fn merge(old: &mut Outbound, new: Outbound, configured: bool) {
     if configured {
-        (old.kind, old.state) = (new.kind, new.state);
+        (old.kind, old.state, old.latency_ms) = (new.kind, new.state, new.latency_ms);
+        old.last_error = new.last_error.or(old.last_error.take());
     }
     old.sessions += new.sessions;
     old.bytes_up += new.bytes_up;

@@ -3,6 +3,7 @@
 
 pub mod commands;
 pub mod conntrack;
+pub mod counters;
 pub mod links;
 pub mod load;
 pub(crate) mod message;

@@ -210,6 +210,7 @@ pub fn report(
     if outbound.server().is_some() && !why.is_ours() {
         outbound.state = if why.is_of_destination() { State::Up } else { State::Down };
     }
+    outbound.note_error(format_args!("{target}: {why}"));
     let Some(held_back) = outbound.failed(now) else { return };
     let outbound = cx.outbounds.get(index);
     let Some(server) = outbound.server() else {

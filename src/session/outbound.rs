@@ -3,6 +3,7 @@
 use crate::config::{Config, Credentials, Host, OutboundKind, Server, Target};
 use crate::error::Error;
 use crate::resolve::{NameId, Resolver};
+use crate::stats::events::{Bounded, Events, Kind, unix_time};
 use crate::store::timers::Tick;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -34,6 +35,12 @@ pub struct Outbound {
     pub errors: u64,
     /// What its last dial said.
     pub state: State,
+    /// How long it took to be connected the last time, handshakes included, in milliseconds.
+    pub latency_ms: Option<u32>,
+    /// When a session could not be connected last, in seconds since 1970, and why.
+    pub last_error: Option<(u64, Bounded<160>)>,
+    /// The state that [`Outbounds::announce`] saw last.
+    announced: State,
     limiter: Limiter,
 }
 
@@ -104,6 +111,9 @@ impl Outbound {
             bytes_down: 0,
             errors: 0,
             state: State::Unknown,
+            latency_ms: None,
+            last_error: None,
+            announced: State::Unknown,
             limiter: Limiter::default(),
         }
     }
@@ -165,6 +175,11 @@ impl Outbound {
         };
         self.state = State::Up;
         self.preferred = ((usize::from(self.preferred) + usize::from(attempt)) % count.max(1)) as u8;
+    }
+
+    /// Remembers why a session could not be connected.
+    pub fn note_error(&mut self, why: impl std::fmt::Display) {
+        self.last_error = Some((unix_time(), Bounded::of(why)));
     }
 
     /// Counts a failure. `Some`: say so in the log, with this behind the message; at most once in ten seconds.
@@ -295,6 +310,24 @@ impl Outbounds {
             None => {
                 self.list.push(fresh);
                 self.list.len() - 1
+            }
+        }
+    }
+
+    /// Tells of those with a server that have gone up or down since the last call. To be called once a turn.
+    pub fn announce(&mut self, events: &mut Events) {
+        for outbound in self.list.iter_mut().filter(|outbound| outbound.state != outbound.announced) {
+            outbound.announced = outbound.state;
+            if outbound.server().is_none() || !outbound.configured {
+                continue;
+            }
+            match outbound.state {
+                State::Unknown => {}
+                State::Up => events.push(Kind::OutboundUp, &outbound.name, ""),
+                State::Down => {
+                    let why = outbound.last_error.as_ref().map_or("", |(_, why)| why.as_str());
+                    events.push(Kind::OutboundDown, &outbound.name, why);
+                }
             }
         }
     }

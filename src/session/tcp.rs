@@ -277,6 +277,7 @@ impl Tcp {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Done { surplus, .. }) => {
                 outbound.worked(dial.attempt, cx.resolver);
+                outbound.latency_ms = Some(cx.now.since(session.started).as_millis() as u32);
                 session.stage = Stage::Relaying;
                 session.active = cx.now;
                 self.timers.set(key.slot, cx.now.after(outbound.idle_timeout.min(KEEPALIVE_AFTER)));

@@ -24,5 +24,6 @@ mod integrity;
 mod lifecycle;
 mod limits;
 mod names;
+mod operation;
 mod tcp;
 mod udp;
