@@ -6,6 +6,7 @@ use crate::control;
 use crate::resolve::Resolver;
 use crate::session::outbound::OUTBOUNDS_MAX;
 use crate::session::{outbound, tcp, udp};
+use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::sys::dgram::ReceiveBatch;
 
@@ -53,6 +54,7 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + udp::memory_max(tables.udp)
         + Pool::memory_max(tables.buffers)
         + ReceiveBatch::MEMORY_MAX
+        + Names::memory_max(tables.tcp + tables.udp)
         + Resolver::MEMORY_MAX
         + OUTBOUNDS_MAX * size_of::<outbound::Outbound>()
         + control::MEMORY_MAX;

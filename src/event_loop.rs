@@ -14,6 +14,7 @@ use crate::session::tcp::Tcp;
 use crate::session::udp::Udp;
 use crate::session::{Cx, Owner, Readiness, Words};
 use crate::stats::Stats;
+use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::store::timers::Tick;
 use crate::sys::dgram::ReceiveBatch;
@@ -70,6 +71,7 @@ pub struct Engine {
     policy: Policy,
     replies: Replies,
     stats: Stats,
+    names: Names,
     accept_again: Option<Tick>,
     accept_limiter: Limiter,
     lookup_limiter: Limiter,
@@ -109,6 +111,7 @@ impl Engine {
             policy: Policy::new(&config, &targets),
             replies,
             stats: Stats::new(),
+            names: Names::new((globals.tcp_sessions + globals.udp_sessions) as usize),
             accept_again: None,
             accept_limiter: Limiter::default(),
             lookup_limiter: Limiter::default(),
@@ -279,6 +282,8 @@ impl Engine {
             resolver: &mut self.resolver,
             policy: &mut self.policy,
             stats: &mut self.stats,
+            names: &mut self.names,
+            sniff_timeout: self.config.globals.sniff_timeout,
             self_mark: self.config.globals.self_mark.value,
         };
         (&mut self.tcp, &mut self.udp, &mut self.batch, &mut self.replies, cx)

@@ -86,6 +86,8 @@ pub struct Stats {
     pub pool_empty: u64,
     /// What has happened lately.
     pub events: Events,
+    /// Flows that were decided without a name although a rule asked for one: none was told, or not in time.
+    pub nameless: u64,
     drops: [u64; Drop::ALL.len()],
 }
 

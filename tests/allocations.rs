@@ -18,6 +18,7 @@ use tproxyd::session::tcp::Tcp;
 use tproxyd::session::udp::Udp;
 use tproxyd::session::{Cx, Owner, Readiness};
 use tproxyd::stats::Stats;
+use tproxyd::store::names::Names;
 use tproxyd::store::pool::Pool;
 use tproxyd::store::timers::Tick;
 use tproxyd::sys::dgram::ReceiveBatch;
@@ -65,6 +66,7 @@ struct Lab {
     policy: Policy,
     replies: Replies,
     stats: Stats,
+    names: Names,
 }
 
 impl Lab {
@@ -87,6 +89,7 @@ impl Lab {
             policy: Policy::default(),
             replies: Replies::open(true, false, 0).expect("raw sockets need root, or unshare -Urn"),
             stats: Stats::default(),
+            names: Names::new(128),
         }
     }
 
@@ -101,6 +104,8 @@ impl Lab {
             resolver: &mut self.resolver,
             policy: &mut self.policy,
             stats: &mut self.stats,
+            names: &mut self.names,
+            sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
         };
         for event in self.events.iter() {
@@ -131,6 +136,8 @@ impl Lab {
             resolver: &mut self.resolver,
             policy: &mut self.policy,
             stats: &mut self.stats,
+            names: &mut self.names,
+            sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
         };
         self.tcp.open(near.into(), flow, 0, None, &mut cx);
@@ -147,6 +154,8 @@ impl Lab {
             resolver: &mut self.resolver,
             policy: &mut self.policy,
             stats: &mut self.stats,
+            names: &mut self.names,
+            sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
         };
         for slot in 0..self.batch.receive(gate.as_fd()).unwrap() {

@@ -9,7 +9,7 @@ use super::report::{Report, nearest};
 use super::schema;
 use super::sets::{self, Open};
 use super::uci::shown;
-use super::value::{Addresses, Value};
+use super::value::{Addresses, Domains, Value};
 use super::{Env, auto};
 
 /// Builds all of it. What is wrong is reported, and the configuration then not to be used.
@@ -101,19 +101,42 @@ impl Names {
             let Value::Addresses { not, what } = value else { continue };
             let what = match what {
                 Addresses::Range { range, .. } => AddressMatch::Range(range),
-                Addresses::Set(name) => match self.sets.get(&name) {
-                    Some(place) => AddressMatch::Set(*place),
-                    None => {
-                        let hint = near(&name, self.sets.keys().map(String::as_str), "config set");
-                        let title = &section.title;
-                        report.error(line, format!("{title}: {option} '@{}' is no set; {hint}", shown(&name)));
-                        continue;
-                    }
+                Addresses::Set(name) => match self.set(section, option, &name, line, report) {
+                    Some(place) => AddressMatch::Set(place),
+                    None => continue,
                 },
             };
             if not { matches.not.push(what) } else { matches.plain.push(what) }
         }
         matches
+    }
+}
+
+impl Names {
+    fn domains(&self, section: &Checked<'_>, option: &str, report: &mut Report<'_>) -> Values<DomainMatch> {
+        let mut matches = Values::default();
+        for (line, value) in section.values(option) {
+            let Value::Domain { not, what } = value else { continue };
+            let what = match what {
+                Domains::Name { name, only_itself } => DomainMatch::Name { name, only_itself },
+                Domains::Set(name) => match self.set(section, option, &name, line, report) {
+                    Some(place) => DomainMatch::Set(place),
+                    None => continue,
+                },
+            };
+            if not { matches.not.push(what) } else { matches.plain.push(what) }
+        }
+        matches
+    }
+
+    /// The place of a set; that there is none is reported.
+    fn set(&self, section: &Checked<'_>, option: &str, name: &str, line: u32, report: &mut Report<'_>) -> Option<u16> {
+        let place = self.sets.get(name).copied();
+        if place.is_none() {
+            let hint = near(name, self.sets.keys().map(String::as_str), "config set");
+            report.error(line, format!("{}: {option} '@{}' is no set; {hint}", section.title, shown(name)));
+        }
+        place
     }
 }
 
@@ -155,6 +178,8 @@ fn globals(sections: &[Checked<'_>], names: &Names, env: &Env, report: &mut Repo
             .map_or(auto::sessions_within(env.total_memory, env.descriptors), saturated),
         relay_memory: section.number("relay_memory").unwrap_or(auto::relay_memory(env.total_memory)),
         control: section.path("control"),
+        sniff_port: section.sniff_ports("sniff_port"),
+        sniff_timeout: section.time("sniff_timeout").unwrap_or_default(),
         resolver: section.resolver("resolver").unwrap_or(Resolver::File("/etc/resolv.conf".into())),
         sandbox: section.flag("sandbox"),
     };
@@ -273,6 +298,7 @@ fn rule(section: &Checked<'_>, names: &Names, sets: &[Set], report: &mut Report<
         src_port: section.ports("src_port"),
         dest_ip: names.addresses(section, "dest_ip", report),
         dest_port: section.ports("dest_port"),
+        domain: names.domains(section, "domain", report),
         outbound: names.target(section, "outbound", Target::Reject, report),
     };
     cross::families_that_meet(section, "src_ip", rule.families, &rule.src_ip, report);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::model::{Families, Host, Mac, Mark, PortRange, Protos, Resolver, Values};
+use super::model::{Families, Host, Mac, Mark, PortRange, Protos, Resolver, SniffPort, Values};
 use super::report::{Report, nearest};
 use super::schema::{Opt, SECTIONS, SectionType, section_type};
 use super::uci::{Section, Setting, shown};
@@ -322,6 +322,11 @@ impl Checked<'_> {
             }
         }
         ports
+    }
+
+    pub(super) fn sniff_ports(&self, name: &str) -> Vec<SniffPort> {
+        let port = |(_, value)| if let Value::SniffPort(port) = value { Some(port) } else { None };
+        self.values(name).into_iter().filter_map(port).collect()
     }
 
     pub(super) fn macs(&self, name: &str) -> Values<Mac> {

@@ -132,7 +132,7 @@ pub(super) fn rules_never_reached(rules: &[Rule], report: &mut Report<'_>) {
     let everything = |rule: &Rule| {
         let all = Protos { tcp: true, udp: true } == rule.protos && Families { v4: true, v6: true } == rule.families;
         let addresses = rule.src_ip.is_empty() && rule.dest_ip.is_empty();
-        all && addresses && rule.src_port.is_empty() && rule.dest_port.is_empty()
+        all && addresses && rule.src_port.is_empty() && rule.dest_port.is_empty() && rule.domain.is_empty()
     };
     let mut active = rules.iter().filter(|rule| rule.active);
     if let (Some(first), Some(next)) = (active.by_ref().find(|rule| everything(rule)), active.next()) {

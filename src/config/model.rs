@@ -65,10 +65,23 @@ pub struct Globals {
     pub relay_memory: u64,
     /// `option control`.
     pub control: PathBuf,
+    /// `list sniff_port`: where names are looked for.
+    pub sniff_port: Vec<SniffPort>,
+    /// `option sniff_timeout`: for how long.
+    pub sniff_timeout: Duration,
     /// `option resolver`.
     pub resolver: Resolver,
     /// `option sandbox`.
     pub sandbox: bool,
+}
+
+/// One value of `sniff_port`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SniffPort {
+    /// TCP, else UDP.
+    pub tcp: bool,
+    /// Destination port.
+    pub port: u16,
 }
 
 /// A fwmark that touches only the bits of its mask.
@@ -163,6 +176,20 @@ pub struct IpRange {
 pub enum AddressMatch {
     /// An address, prefix or range.
     Range(IpRange),
+    /// `@name`: an index into [`Config::sets`].
+    Set(u16),
+}
+
+/// One value of `domain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DomainMatch {
+    /// A name, in lower case.
+    Name {
+        /// Without a trailing dot.
+        name: String,
+        /// `=`: not what is below it.
+        only_itself: bool,
+    },
     /// `@name`: an index into [`Config::sets`].
     Set(u16),
 }
@@ -334,6 +361,8 @@ pub struct Rule {
     pub dest_ip: Values<AddressMatch>,
     /// `list dest_port`.
     pub dest_port: Values<PortRange>,
+    /// `list domain`.
+    pub domain: Values<DomainMatch>,
     /// `option outbound`.
     pub outbound: Target,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{self, decimal};
-use super::model::{Families, Host, IpRange, Mac, Mark, PortRange, Protos, Resolver};
+use super::model::{Families, Host, IpRange, Mac, Mark, PortRange, Protos, Resolver, SniffPort};
 use super::report::nearest;
 use super::uci::shown;
 use expects::one_of;
@@ -73,7 +73,7 @@ pub enum Kind {
     Outbound,
     /// A line of a set, read when the set's type is known.
     Entry,
-    /// A domain; `=` before it means only itself, `!` excludes.
+    /// A domain or `@set`; `=` before a domain means only itself, `!` excludes.
     Domain,
     /// HH:MM or HH:MM:SS.
     Clock,
@@ -110,6 +110,15 @@ pub(super) enum Value {
     Addresses { not: bool, what: Addresses },
     Ports { not: bool, range: PortRange },
     Mac { not: bool, mac: Mac },
+    SniffPort(SniffPort),
+    Domain { not: bool, what: Domains },
+}
+
+/// Domains before the names of sets are looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Domains {
+    Name { name: String, only_itself: bool },
+    Set(String),
 }
 
 /// Addresses before the names of sets are looked up.
@@ -145,9 +154,13 @@ impl Kind {
             Kind::Port => Value::Number(address::port(text)?.into()),
             Kind::Ports => Value::Ports { not, range: address::port_range(bare)? },
             Kind::SniffPort => {
-                let port = text.strip_prefix("tcp:").or_else(|| text.strip_prefix("udp:"));
-                address::port(port.ok_or_else(|| self.wrong(text))?)?;
-                Value::Text(text.to_owned())
+                let (proto, port) = text.split_once(':').ok_or_else(|| self.wrong(text))?;
+                let tcp = match proto {
+                    "tcp" => true,
+                    "udp" => false,
+                    _ => return Err(self.wrong(text)),
+                };
+                Value::SniffPort(SniffPort { tcp, port: address::port(port)? })
             }
             Kind::Addresses => Value::Addresses { not, what: addresses(bare)? },
             Kind::Mac => Value::Mac { not, mac: address::mac(bare)? },
@@ -178,11 +191,8 @@ impl Kind {
             },
             Kind::Outbound | Kind::Entry => Value::Text(text.to_owned()),
             Kind::Domain => {
-                let name = bare.strip_prefix('=').unwrap_or(bare);
-                match address::host(name) {
-                    Ok(Host::Name(_)) => Value::Text(text.to_owned()),
-                    _ => return Err(self.wrong(text)),
-                }
+                let what = domain(bare).ok_or_else(|| self.wrong(text))?;
+                Value::Domain { not, what }
             }
             Kind::Clock => self.text_if(text, is_clock)?,
             Kind::Weekday => self.text_if(text, |_| is_weekday(bare))?,
@@ -252,6 +262,17 @@ fn addresses(text: &str) -> Result<Addresses, String> {
         return Ok(Addresses::Set(name.to_owned()));
     }
     address::ip_range(text).map(|(range, stray_bits)| Addresses::Range { range, stray_bits })
+}
+
+fn domain(text: &str) -> Option<Domains> {
+    if let Some(name) = text.strip_prefix('@') {
+        return Some(Domains::Set(name.to_owned()));
+    }
+    let (name, only_itself) = text.strip_prefix('=').map_or((text, false), |name| (name, true));
+    match address::host(name) {
+        Ok(Host::Name(name)) => Some(Domains::Name { name, only_itself }),
+        _ => None,
+    }
 }
 
 /// A bare value has all bits as its mask, as in nft and iptables.

@@ -1,7 +1,7 @@
 //! The answer to `sessions`: `{"v":1,"sessions":[…],"next":N}`, one session a line, so that a reader need not hold it all.
 //!
-//! Of each: `id` (for `kick`); `proto`; `client`; `orig_dst` (of a mapping its first destination); `domain`: null, not
-//! looked for yet; `rule`: N of `@rule[N]`, null if `option default` decided; `outbound`; `age_s`; `bytes_up` from the
+//! Of each: `id` (for `kick`); `proto`; `client`; `orig_dst` (of a mapping its first destination); `domain`: the
+//! name that the client asked for, null where no rule needed it or none was told; `rule`: N of `@rule[N]`, null if `option default` decided; `outbound`; `age_s`; `bytes_up` from the
 //! client, `bytes_down` to it; `state`. `next`: the `offset` at which the list goes on behind its `limit`, else null.
 //!
 //! Sessions come and go while a long list is sent: one that lives all the while is in it once, others may be.
@@ -74,7 +74,7 @@ fn write(session: &Session<'_>, json: &mut Writer<'_>) -> fmt::Result {
     json.text_member("proto", session.proto.name())?;
     json.text_member("client", session.client)?;
     json.text_member("orig_dst", session.orig_dst)?;
-    json.optional_text_member("domain", None::<&str>)?;
+    json.optional_text_member("domain", session.domain.as_ref())?;
     json.optional_number_member("rule", session.rule.map(u64::from))?;
     json.text_member("outbound", Short(session.outbound))?;
     json.number_member("age_s", session.age.as_secs())?;

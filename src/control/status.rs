@@ -175,6 +175,11 @@ fn tables(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
     )?;
     json.key("destinations")?;
     numbers(json, &[("used", totals.destinations_used as u64), ("evicted", totals.destinations_evicted)])?;
+    json.key("names")?;
+    let (used, limit) = totals.names;
+    let refused = totals.names_refused;
+    numbers(json, &[("used", used as u64), ("limit", limit as u64), ("refused", refused)])?;
+    json.number_member("nameless", stats.nameless)?;
     json.number_member("accept_paused", stats.accept_paused)?;
     json.key("drops")?;
     numbers(json, &Drop::ALL.map(|reason| (reason.name(), stats.dropped(reason))))?;

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::policy::Proto;
 use crate::stats::Stats;
 use crate::stats::events::Bounded;
+use crate::store::names::NameText;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -66,6 +67,10 @@ pub struct Totals {
     pub destinations_used: usize,
     /// Destination entries that made room for others.
     pub destinations_evicted: u64,
+    /// Blocks of the names that clients asked for: in use, and how many there are.
+    pub names: (usize, usize),
+    /// Names for which there was no room, so that nobody sees them.
+    pub names_refused: u64,
     /// Most descriptors that the process may have open.
     pub descriptors: u64,
     /// Warnings and errors since the start.
@@ -181,7 +186,8 @@ impl State {
 }
 
 /// What a place in the tables holds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "it lives for one call, and most are sessions")]
 pub enum Place<'s> {
     /// A session or flow.
     Session(Session<'s>),
@@ -192,7 +198,7 @@ pub enum Place<'s> {
 }
 
 /// A TCP session or UDP mapping.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Session<'s> {
     /// Names it for `kick`.
     pub id: u32,
@@ -202,6 +208,8 @@ pub struct Session<'s> {
     pub client: SocketAddr,
     /// Where it was going; for a mapping its first destination.
     pub orig_dst: SocketAddr,
+    /// The name that the client asked for.
+    pub domain: Option<NameText>,
     /// Number of the rule that decided; `None`: `option default`.
     pub rule: Option<u16>,
     /// Name of the outbound.

@@ -43,6 +43,8 @@ impl Subject for Fake {
             destinations_evicted: 6,
             descriptors: 1024,
             problems: 2,
+            names: (0, 0),
+            names_refused: 0,
         }
     }
 
@@ -102,6 +104,7 @@ impl Subject for Fake {
                 proto: Proto::Tcp,
                 client: client_at(place),
                 orig_dst: "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(),
+                domain: None,
                 rule: Some(3),
                 outbound: &self.name,
                 age: Duration::from_secs(5),
@@ -405,6 +408,7 @@ fn the_status_has_every_part() {
         "\"tcp\":{\"active\":5,\"limit\":10,\"total\":0,\"refused\":0,\"evicted\":0},",
         "\"memory\":{\"used\":1,\"peak\":2,\"bound\":3},",
         "\"pool\":{\"lent\":0,\"peak\":3,\"capacity\":8,\"empty\":0},\"destinations\":{\"used\":5,\"evicted\":6},",
+        "\"names\":{\"used\":0,\"limit\":0,\"refused\":0},\"nameless\":0,",
         "\"by_rule\":1,",
         "\"errors\":18446744073709551615,\"last_error\":{\"time\":1800000001,\"text\":\"refused\"}}",
         "\"descriptors\":{\"limit\":1024},\"problem_count\":2,\"problems\":[{\"time\":1800000000,\"level\":\"error\",\"text\":\"problem 0\"},",

@@ -11,6 +11,7 @@ use crate::policy::Proto;
 use crate::session::tcp::View;
 use crate::session::{Owner, outbound};
 use crate::stats::Stats;
+use crate::store::names::NameSlot;
 use crate::sys::{memory, process};
 use mio::Interest;
 use mio::unix::SourceFd;
@@ -34,6 +35,8 @@ impl Subject for Engine {
             destinations_evicted: self.udp.destinations().evicted(),
             descriptors: process::descriptor_limit().map_or(0, |(soft, _)| soft),
             problems: log_sink::problem_count(),
+            names: self.names.usage(),
+            names_refused: self.names.refused(),
         }
     }
 
@@ -130,7 +133,11 @@ impl Subject for Engine {
             Some(slot) if slot < u32::from(self.udp.slots()) => (self.udp.view_at(slot as u16), Proto::Udp),
             Some(_) => return Place::End,
         };
-        view.map_or(Place::Vacant, |view| Place::Session(self.row(&view, proto)))
+        let name = match proto {
+            Proto::Tcp => self.tcp.name_at(place as u16),
+            Proto::Udp => None,
+        };
+        view.map_or(Place::Vacant, |view| Place::Session(self.row(&view, proto, name)))
     }
 
     fn kick(&mut self, which: Kick) -> usize {
@@ -142,12 +149,13 @@ impl Subject for Engine {
 }
 
 impl Engine {
-    fn row(&self, view: &View, proto: Proto) -> Session<'_> {
+    fn row(&self, view: &View, proto: Proto, name: Option<&NameSlot>) -> Session<'_> {
         Session {
             id: view.id,
             proto,
             client: view.client,
             orig_dst: view.orig_dst,
+            domain: name.map(|name| self.names.text(name)),
             rule: view.rule,
             outbound: &self.outbounds.get(view.outbound).name,
             age: self.tick().since(view.started),

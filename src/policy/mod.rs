@@ -1,18 +1,29 @@
 //! Where a flow goes: the rule list, first match wins.
 #![forbid(unsafe_code)]
 
-use crate::config::{AddressMatch, Config, Families, IpRange, PortRange, Protos, Target, Values};
+use crate::config::{
+    AddressMatch, Config, DomainMatch, Families, IpRange, PortRange, Protos, SniffPort, Target, Values,
+};
 use std::net::{IpAddr, SocketAddr};
 
 /// What a rule is asked about.
 #[derive(Debug, Clone, Copy)]
-pub struct Flow {
+pub struct Flow<'n> {
     /// TCP or UDP.
     pub proto: Proto,
     /// Who began it.
     pub client: SocketAddr,
     /// Where it was going.
     pub orig_dst: SocketAddr,
+    /// The name that the client asks for, in lower case, where it is known.
+    pub domain: Option<&'n str>,
+}
+
+impl Flow<'_> {
+    /// What every flow has; the rest is not known.
+    pub fn new(proto: Proto, client: SocketAddr, orig_dst: SocketAddr) -> Flow<'static> {
+        Flow { proto, client, orig_dst, domain: None }
+    }
 }
 
 /// Transport protocol of a flow.
@@ -49,6 +60,7 @@ pub struct Policy {
     rules: Vec<Rule>,
     sets: Vec<Vec<IpRange>>,
     default: Option<Target>,
+    sniff_port: Vec<SniffPort>,
     /// Where UDP goes whose outbound carries none; by index of the outbound.
     udp_outbound: Vec<Option<Target>>,
 }
@@ -68,6 +80,7 @@ pub struct Rule {
     src_port: Values<PortRange>,
     dest_ip: Values<AddressMatch>,
     dest_port: Values<PortRange>,
+    domain: Values<DomainMatch>,
     target: Target,
 }
 
@@ -111,12 +124,14 @@ impl Policy {
             src_port: rule.src_port.clone(),
             dest_ip: rule.dest_ip.clone(),
             dest_port: rule.dest_port.clone(),
+            domain: rule.domain.clone(),
             target: real(rule.outbound),
         });
         Policy {
             rules: rules.collect(),
             sets: config.sets.iter().map(|set| set.ranges.clone()).collect(),
             default: Some(real(config.globals.default)),
+            sniff_port: config.globals.sniff_port.clone(),
             udp_outbound,
         }
     }
@@ -136,12 +151,12 @@ impl Policy {
     }
 
     /// Decides where `flow` goes, without counting it.
-    pub fn decide(&self, flow: &Flow) -> Verdict {
+    pub fn decide(&self, flow: &Flow<'_>) -> Verdict {
         self.find(flow).0
     }
 
     /// [`Self::decide`], and counts the rule's hit.
-    pub fn decide_and_count(&mut self, flow: &Flow) -> Verdict {
+    pub fn decide_and_count(&mut self, flow: &Flow<'_>) -> Verdict {
         let (verdict, index) = self.find(flow);
         if let Some(rule) = index.and_then(|index| self.rules.get_mut(index)) {
             rule.hits += 1;
@@ -149,7 +164,18 @@ impl Policy {
         verdict
     }
 
-    fn find(&self, flow: &Flow) -> (Verdict, Option<usize>) {
+    /// True if the name that the client asks for would help to decide, and may be looked for at this port.
+    pub fn needs_name(&self, flow: &Flow<'_>) -> bool {
+        let tcp = flow.proto == Proto::Tcp;
+        let sniffed = SniffPort { tcp, port: flow.orig_dst.port() };
+        if flow.domain.is_some() || !self.sniff_port.contains(&sniffed) {
+            return false;
+        }
+        let first = self.rules.iter().find(|rule| rule.matches_but_for_its_name(flow, &self.sets));
+        first.is_some_and(|rule| !rule.domain.is_empty())
+    }
+
+    fn find(&self, flow: &Flow<'_>) -> (Verdict, Option<usize>) {
         let index = self.rules.iter().position(|rule| rule.matches(flow, &self.sets));
         let rule = index.map(|index| &self.rules[index]);
         let chosen = rule.map(|rule| rule.target).or(self.default).unwrap_or(Target::Direct);
@@ -177,7 +203,11 @@ impl Policy {
 }
 
 impl Rule {
-    fn matches(&self, flow: &Flow, sets: &[Vec<IpRange>]) -> bool {
+    fn matches(&self, flow: &Flow<'_>, sets: &[Vec<IpRange>]) -> bool {
+        self.matches_but_for_its_name(flow, sets) && domain_matches(&self.domain, flow.domain)
+    }
+
+    fn matches_but_for_its_name(&self, flow: &Flow<'_>, sets: &[Vec<IpRange>]) -> bool {
         let proto = match flow.proto {
             Proto::Tcp => self.protos.tcp,
             Proto::Udp => self.protos.udp,
@@ -205,6 +235,22 @@ fn address_matches(values: &Values<AddressMatch>, ip: IpAddr, sets: &[Vec<IpRang
         AddressMatch::Range(range) => contains(range, ip),
         AddressMatch::Set(index) => sets.get(usize::from(*index)).is_some_and(|ranges| set_contains(ranges, ip)),
     })
+}
+
+/// What has no name is matched by no value, so that only a rule without plain values takes it.
+fn domain_matches(values: &Values<DomainMatch>, domain: Option<&str>) -> bool {
+    kind_matches(values, |value| match (value, domain) {
+        (DomainMatch::Name { name, only_itself }, Some(domain)) => is_or_is_below(domain, name, *only_itself),
+        (DomainMatch::Set(_), _) | (_, None) => false,
+    })
+}
+
+fn is_or_is_below(domain: &str, name: &str, only_itself: bool) -> bool {
+    match domain.strip_suffix(name) {
+        Some("") => true,
+        Some(rest) => !only_itself && rest.ends_with('.'),
+        None => false,
+    }
 }
 
 fn contains(range: &IpRange, ip: IpAddr) -> bool {

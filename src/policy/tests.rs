@@ -17,15 +17,16 @@ fn any_rule(number: u32, target: Target) -> Rule {
         src_port: Values::default(),
         dest_ip: Values::default(),
         dest_port: Values::default(),
+        domain: Values::default(),
         target,
     }
 }
 
-fn flow(proto: Proto, client: &str, orig_dst: &str) -> Flow {
-    Flow { proto, client: client.parse().unwrap(), orig_dst: orig_dst.parse().unwrap() }
+fn flow(proto: Proto, client: &str, orig_dst: &str) -> Flow<'static> {
+    Flow::new(proto, client.parse().unwrap(), orig_dst.parse().unwrap())
 }
 
-fn tcp_to(orig_dst: &str) -> Flow {
+fn tcp_to(orig_dst: &str) -> Flow<'static> {
     let client = if orig_dst.starts_with('[') { "[2001:db8::2]:40000" } else { "192.168.1.2:40000" };
     flow(Proto::Tcp, client, orig_dst)
 }
@@ -86,6 +87,48 @@ fn protocol_and_family_narrow_a_rule() {
     assert_eq!(policy.decide(&flow(Proto::Udp, "192.168.1.2:4", "203.0.113.9:4")).target, Target::Drop);
     assert_eq!(policy.decide(&flow(Proto::Tcp, "192.168.1.2:4", "203.0.113.9:4")).target, Target::Direct);
     assert_eq!(policy.decide(&flow(Proto::Udp, "[2001:db8::2]:4", "[2001:db8::9]:4")).target, Target::Direct);
+}
+
+fn names(texts: &[&str]) -> Vec<DomainMatch> {
+    let name = |text: &str| text.trim_start_matches('=').to_owned();
+    texts.iter().map(|text| DomainMatch::Name { name: name(text), only_itself: text.starts_with('=') }).collect()
+}
+
+#[test]
+fn a_domain_matches_itself_and_what_is_below_it() {
+    let mut rule = any_rule(0, Target::Drop);
+    rule.domain.plain = names(&["video.example", "=only.example"]);
+    rule.domain.not = names(&["free.video.example"]);
+    let policy = Policy { rules: vec![rule], default: Some(Target::Direct), ..Policy::default() };
+    for (domain, expected) in [
+        (Some("video.example"), Target::Drop),
+        (Some("a.b.video.example"), Target::Drop),
+        (Some("myvideo.example"), Target::Direct),
+        (Some("example"), Target::Direct),
+        (Some("x.free.video.example"), Target::Direct),
+        (Some("only.example"), Target::Drop),
+        (Some("not.only.example"), Target::Direct),
+        (None, Target::Direct),
+    ] {
+        assert_eq!(policy.decide(&Flow { domain, ..tcp_to("203.0.113.9:443") }).target, expected, "{domain:?}");
+    }
+}
+
+#[test]
+fn a_name_is_needed_only_where_it_may_decide_and_be_found() {
+    let mut ports = any_rule(0, Target::Drop);
+    ports.dest_port.plain.push(PortRange { first: 80, last: 80 });
+    let mut named = any_rule(1, Target::Reject);
+    named.domain.plain = names(&["video.example"]);
+    let sniff_port = [80, 443].map(|port| SniffPort { tcp: true, port }).to_vec();
+    let rules = vec![ports, named, any_rule(2, Target::Direct)];
+    let policy = Policy { rules, sniff_port, ..Policy::default() };
+    let https = tcp_to("203.0.113.9:443");
+    assert!(policy.needs_name(&https));
+    assert!(!policy.needs_name(&Flow { domain: Some("a.example"), ..https }), "it is known");
+    assert!(!policy.needs_name(&tcp_to("203.0.113.9:80")), "rule 0 decides");
+    assert!(!policy.needs_name(&tcp_to("203.0.113.9:22")), "the server speaks first there");
+    assert!(!policy.needs_name(&flow(Proto::Udp, "192.168.1.2:4", "203.0.113.9:443")), "tcp:443 is not udp:443");
 }
 
 #[test]

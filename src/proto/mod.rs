@@ -5,10 +5,13 @@
 //! caller's. Nothing here trusts a length that came from outside.
 #![forbid(unsafe_code)]
 
+pub mod client_hello;
 pub mod dns;
+pub mod http_head;
 pub mod json;
 pub mod packet;
 pub mod proxy_header;
+pub mod sniff;
 pub mod socks5;
 pub mod socks5_udp;
 

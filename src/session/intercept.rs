@@ -249,7 +249,11 @@ fn take_connection(connection: OwnedFd, client: SocketAddr, port: u16, tcp: &mut
     if came_directly(orig_dst, port) {
         return refuse(connection, Drop::NotIntercepted, cx);
     }
-    let verdict = cx.policy.decide_and_count(&Flow { proto: Proto::Tcp, client, orig_dst });
+    let flow = Flow::new(Proto::Tcp, client, orig_dst);
+    if cx.policy.needs_name(&flow) {
+        return tcp.sniff(connection, (client, orig_dst), cx);
+    }
+    let verdict = cx.policy.decide_and_count(&flow);
     match verdict.target {
         Target::Direct => tcp.open(connection, (client, orig_dst), 0, verdict.rule, cx),
         Target::Outbound(index) => tcp.open(connection, (client, orig_dst), index, verdict.rule, cx),

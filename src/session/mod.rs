@@ -1,6 +1,7 @@
 //! One connection or flow, from stage to stage: intercept → classify → dial → relay → account.
 
 pub mod association;
+mod classify;
 pub mod destinations;
 pub mod dial;
 pub mod intercept;
@@ -15,6 +16,7 @@ pub mod udp;
 use crate::policy::Policy;
 use crate::resolve::Resolver;
 use crate::stats::Stats;
+use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
@@ -23,6 +25,7 @@ use outbound::Outbounds;
 use pipes::Pipes;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 /// All that a session may touch in its turn.
 pub struct Cx<'a> {
@@ -42,6 +45,10 @@ pub struct Cx<'a> {
     pub policy: &'a mut Policy,
     /// The counters.
     pub stats: &'a mut Stats,
+    /// Names that clients asked for.
+    pub names: &'a mut Names,
+    /// How long names are looked for.
+    pub sniff_timeout: Duration,
     /// fwmark of the daemon's own packets.
     pub self_mark: u32,
 }
@@ -142,6 +149,8 @@ pub enum CloseReason {
     Idle,
     /// A rule says drop.
     Dropped,
+    /// A rule says reject.
+    Rejected,
     /// Made room for a newer one.
     Evicted,
     /// Someone asked for it.
@@ -159,6 +168,7 @@ impl fmt::Display for CloseReason {
             CloseReason::DialFailed => f.write_str("not connected"),
             CloseReason::Idle => f.write_str("idle"),
             CloseReason::Dropped => f.write_str("dropped"),
+            CloseReason::Rejected => f.write_str("rejected"),
             CloseReason::Evicted => f.write_str("evicted"),
             CloseReason::Kicked => f.write_str("kicked"),
             CloseReason::Stopping => f.write_str("daemon stops"),

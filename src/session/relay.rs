@@ -71,9 +71,9 @@ impl End {
         End { fd: Some(fd), nodelay: true, ..End::default() }
     }
 
-    /// An end that is being connected, with no options set yet.
-    pub fn connecting(fd: OwnedFd) -> End {
-        End { fd: Some(fd), ..End::default() }
+    /// Becomes one that is being connected, with no options set yet. What it was to get before everything else, it still is.
+    pub fn connect(&mut self, fd: OwnedFd) {
+        *self = End { fd: Some(fd), held: self.held.take(), ..End::default() };
     }
 
     /// Notes what the edge said.
@@ -82,6 +82,11 @@ impl End {
         self.writable |= ready.writable;
         self.read_closed |= ready.read_closed;
         self.urgent |= ready.urgent;
+    }
+
+    /// The peer has sent its FIN: what has come is all.
+    pub fn is_read_closed(&self) -> bool {
+        self.read_closed
     }
 
     /// The descriptor, if there is one.

@@ -8,6 +8,7 @@ use crate::proto::socks5::Command;
 use crate::resolve::NameId;
 use crate::stats::Drop;
 use crate::store::endpoint::Endpoint;
+use crate::store::names::NameSlot;
 use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
 use crate::sys::sockopt;
@@ -21,18 +22,20 @@ use std::time::Duration;
 /// One intercepted connection.
 #[derive(Debug)]
 pub struct Session {
-    client: Endpoint,
-    orig_dst: Endpoint,
+    pub(super) client: Endpoint,
+    pub(super) orig_dst: Endpoint,
     /// The client's connection.
-    near: End,
+    pub(super) near: End,
     /// The connection to the server or proxy.
-    far: End,
+    pub(super) far: End,
     dial: Key,
     started: Tick,
     active: Tick,
-    outbound: u16,
-    rule: Option<u16>,
-    stage: Stage,
+    pub(super) outbound: u16,
+    pub(super) rule: Option<u16>,
+    /// The name that the client asks for, where it was looked for and found, and there was room for it.
+    pub(super) name: Option<NameSlot>,
+    pub(super) stage: Stage,
     queued: bool,
     /// Keep-alive is set at the far end.
     kept_alive: bool,
@@ -47,7 +50,9 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const PIPE_IDLE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
+    /// The first bytes are looked at for a name, before a rule decides.
+    Sniffing,
     /// The name of the outbound's server has no address yet.
     Resolving,
     /// Connecting, or in the handshake.
@@ -60,7 +65,7 @@ enum Stage {
 
 /// How long a connection that a rule drops is held in silence. Its handshake was over before the rule was asked, so silence
 /// takes a slot; in the end it is reset.
-const SILENCE: Duration = Duration::from_secs(10);
+pub(super) const SILENCE: Duration = Duration::from_secs(10);
 
 /// What `sessions` shows of one.
 #[derive(Debug, Clone, Copy)]
@@ -87,9 +92,9 @@ pub struct View {
 
 /// All TCP sessions, in fixed memory.
 pub struct Tcp {
-    sessions: Slab<Session>,
+    pub(super) sessions: Slab<Session>,
     dials: Slab<Dial>,
-    timers: Timers,
+    pub(super) timers: Timers,
     /// Sessions whose share of a turn was used up.
     queue: VecDeque<Key>,
 }
@@ -158,7 +163,7 @@ impl Tcp {
         self.timers.set(key.slot, cx.now.after(SILENCE));
     }
 
-    fn insert(
+    pub(super) fn insert(
         &mut self,
         fd: OwnedFd,
         flow: (SocketAddr, SocketAddr),
@@ -178,6 +183,7 @@ impl Tcp {
             active: cx.now,
             outbound,
             rule,
+            name: None,
             stage: Stage::Resolving,
             queued: false,
             kept_alive: false,
@@ -198,7 +204,7 @@ impl Tcp {
     }
 
     /// Tries the `attempt`th address of the outbound and, where the call itself fails, those after it.
-    fn dial(&mut self, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
+    pub(super) fn dial(&mut self, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
         loop {
             let Some(session) = self.sessions.get_mut(key) else { return };
             let orig_dst = session.orig_dst.address();
@@ -223,7 +229,7 @@ impl Tcp {
             });
             match started {
                 Ok(fd) => {
-                    session.far = End::connecting(fd);
+                    session.far.connect(fd);
                     session.stage = Stage::Dialling;
                     self.dials.remove(session.dial);
                     session.dial = self.dials.insert(dial).unwrap_or(Key::NONE);
@@ -260,6 +266,7 @@ impl Tcp {
         match (session.stage, side) {
             (Stage::Relaying, _) => self.relay(key, ready.error.then_some(side), scratch, cx),
             (Stage::Dialling, Side::Far) => self.advance(key, ready, scratch, cx),
+            (Stage::Sniffing, _) => self.look(key, cx),
             (_, Side::Near) => {
                 if let Some(Err(e)) = ready.error.then(|| session.near.borrow().map_or(Ok(()), sockopt::take_error)) {
                     self.close(key, CloseReason::ClientFailed(e), cx);
@@ -406,6 +413,7 @@ impl Tcp {
                 }
                 Stage::Dialling => self.retry(key, Failure::TimedOut(outbound.connect_timeout), cx),
                 Stage::Resolving => self.fail(key, None, &Failure::NoAddress, cx),
+                Stage::Sniffing => self.decide_without_name(key, cx),
                 Stage::Silent => {
                     session.near.reset();
                     self.close(key, CloseReason::Dropped, cx);
@@ -458,6 +466,11 @@ impl Tcp {
         self.sessions.iter().map(|(key, session)| session.view(key))
     }
 
+    /// The name that the session in `slot` asked for.
+    pub fn name_at(&self, slot: u16) -> Option<&NameSlot> {
+        self.sessions.get(self.sessions.key_at(slot)?)?.name.as_ref()
+    }
+
     /// What is in `slot`, which is below [`Self::slots`].
     pub fn view_at(&self, slot: u16) -> Option<View> {
         let key = self.sessions.key_at(slot)?;
@@ -469,12 +482,15 @@ impl Tcp {
         self.sessions.touched()
     }
 
-    fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
+    pub(super) fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
         let Some(mut session) = self.sessions.remove(key) else { return };
         self.timers.clear(key.slot);
         self.dials.remove(session.dial);
         session.near.release(cx.pool, cx.pipes);
         session.far.release(cx.pool, cx.pipes);
+        if let Some(name) = session.name.take() {
+            cx.names.remove(name);
+        }
         let outbound = cx.outbounds.get_mut(session.outbound);
         outbound.sessions -= 1;
         outbound.bytes_up += session.far.sent;
@@ -527,6 +543,7 @@ impl Session {
             bytes_up: self.far.sent,
             bytes_down: self.near.sent,
             state: match self.stage {
+                Stage::Sniffing => "sniffing",
                 Stage::Resolving => "resolving",
                 Stage::Dialling => "dialling",
                 Stage::Relaying => "relaying",

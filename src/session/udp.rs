@@ -140,7 +140,7 @@ impl Udp {
     }
 
     fn decide(&mut self, client: SocketAddr, orig_dst: SocketAddr, cx: &mut Cx<'_>) -> Option<Decision> {
-        let verdict = cx.policy.decide_and_count(&Flow { proto: Proto::Udp, client, orig_dst });
+        let verdict = cx.policy.decide_and_count(&Flow::new(Proto::Udp, client, orig_dst));
         let decision = match verdict.target {
             Target::Reject => Decision::Reject,
             Target::Drop => Decision::Drop,

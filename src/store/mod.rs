@@ -4,6 +4,7 @@
 pub mod endpoint;
 pub mod index;
 pub mod lru;
+pub mod names;
 pub mod pool;
 pub mod slab;
 pub mod timers;

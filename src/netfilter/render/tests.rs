@@ -25,6 +25,8 @@ fn config(listeners: Vec<Listener>) -> Config {
             udp_sessions: 100,
             relay_memory: 1 << 20,
             control: PathBuf::from("/var/run/tproxyd/control.sock"),
+            sniff_port: Vec::new(),
+            sniff_timeout: std::time::Duration::ZERO,
             resolver: Resolver::File("/etc/resolv.conf".into()),
             sandbox: true,
         },

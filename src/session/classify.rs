@@ -1,0 +1,102 @@
+//! The stage before dialling: which name the client asks for, where a rule needs it, and the verdict.
+//!
+//! Bytes are looked at where they lie, in the socket: nothing is taken, so nothing must be kept and passed on, no buffer
+//! can run out, and the relay begins with the first byte as if nobody had looked.
+
+use super::tcp::{SILENCE, Stage, Tcp};
+use super::{CloseReason, Cx};
+use crate::config::Target;
+use crate::policy::{Flow, Proto};
+use crate::proto::sniff::{Sniff, sniff};
+use crate::stats::Drop;
+use crate::store::slab::Key;
+use crate::sys::socket;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+/// Bytes of a stream that are looked at.
+const SNIFFED_MAX: usize = 4096;
+
+impl Tcp {
+    /// Takes an accepted connection whose name decides, and looks for it.
+    pub fn sniff(&mut self, fd: OwnedFd, flow: (SocketAddr, SocketAddr), cx: &mut Cx<'_>) {
+        if let Some(key) = self.insert(fd, flow, 0, None, cx) {
+            self.classify(key, None, cx);
+        }
+    }
+
+    /// Decides where a session goes that was [inserted](Self::insert) and whose original destination is known, and sends it
+    /// on its way; a name that was not told is looked for if a rule needs it.
+    ///
+    /// For what a client has sent before this and is for the far end, there is [`End::hold`](super::relay::End::hold).
+    pub(super) fn classify(&mut self, key: Key, name: Option<&str>, cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let flow = Flow::new(Proto::Tcp, session.client.address(), session.orig_dst.address());
+        match name {
+            None if cx.policy.needs_name(&flow) => {
+                self.look_for_name(key, cx);
+                self.look(key, cx);
+            }
+            name => self.decide(key, name, cx),
+        }
+    }
+
+    fn look_for_name(&mut self, key: Key, cx: &mut Cx<'_>) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.stage = Stage::Sniffing;
+            self.timers.set(key.slot, cx.now.after(cx.sniff_timeout));
+        }
+    }
+
+    /// Bytes may have come in which a name is looked for.
+    pub(super) fn look(&mut self, key: Key, cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(fd) = session.near.borrow() else { return };
+        let mut bytes = [0; SNIFFED_MAX];
+        let seen = match socket::peek(fd, &mut bytes) {
+            Ok(n) => n,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
+            Err(e) => return self.close(key, CloseReason::ClientFailed(e), cx),
+        };
+        match sniff(&bytes[..seen]) {
+            Sniff::Name(name) => self.decide(key, Some(name.as_str()), cx),
+            Sniff::More if seen > 0 && seen < SNIFFED_MAX && !session.near.is_read_closed() => {}
+            Sniff::More | Sniff::Unknown => self.decide_without_name(key, cx),
+        }
+    }
+
+    /// The name was not found, or not in time.
+    pub(super) fn decide_without_name(&mut self, key: Key, cx: &mut Cx<'_>) {
+        cx.stats.nameless += 1;
+        self.decide(key, None, cx);
+    }
+
+    fn decide(&mut self, key: Key, name: Option<&str>, cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let flow = Flow::new(Proto::Tcp, session.client.address(), session.orig_dst.address());
+        let verdict = cx.policy.decide_and_count(&Flow { domain: name, ..flow });
+        session.rule = verdict.rule;
+        session.name = name.and_then(|name| cx.names.insert(name));
+        match verdict.target {
+            Target::Direct => self.dial(key, 0, cx),
+            Target::Outbound(index) => {
+                cx.outbounds.get_mut(session.outbound).sessions -= 1;
+                cx.outbounds.get_mut(index).sessions += 1;
+                session.outbound = index;
+                self.dial(key, 0, cx);
+            }
+            Target::Reject => {
+                cx.stats.drop(Drop::ByRule);
+                cx.stats.tcp.refused += 1;
+                session.near.reset();
+                self.close(key, CloseReason::Rejected, cx);
+            }
+            Target::Drop => {
+                cx.stats.drop(Drop::ByRule);
+                session.stage = Stage::Silent;
+                self.timers.set(key.slot, cx.now.after(SILENCE));
+            }
+        }
+    }
+}
