@@ -3,6 +3,7 @@
 use crate::config::{self, Config, Families};
 use crate::control;
 use crate::error::Error;
+use crate::netfilter::addresses::Addresses;
 use crate::policy::{Policy, Proto};
 use crate::resolve::{NameId, Outcome, QUERIES_MAX, Resolver, ServersSource};
 use crate::session::association;
@@ -36,6 +37,8 @@ pub mod number {
     pub const CONTROL: u16 = 2;
     /// Connections to the control socket, one number each.
     pub const CONTROL_CLIENT: u16 = 3;
+    /// News of this machine's addresses.
+    pub const ADDRESSES: u16 = 15;
     /// Listeners: two numbers each, TCP and UDP.
     pub const LISTENER: u16 = 16;
     /// The resolver's sockets.
@@ -45,7 +48,7 @@ pub mod number {
 /// Most listeners.
 pub const LISTENERS_MAX: usize = 32;
 
-const _: () = assert!(number::CONTROL_CLIENT as usize + control::CLIENTS_MAX <= number::LISTENER as usize);
+const _: () = assert!(number::CONTROL_CLIENT as usize + control::CLIENTS_MAX <= number::ADDRESSES as usize);
 const _: () = assert!(number::LISTENER as usize + 2 * LISTENERS_MAX <= number::RESOLVER as usize);
 
 /// Events that one call of poll returns at most.
@@ -70,6 +73,7 @@ pub struct Engine {
     resolver: Resolver,
     policy: Policy,
     replies: Replies,
+    addresses: Addresses,
     stats: Stats,
     names: Names,
     accept_again: Option<Tick>,
@@ -110,6 +114,7 @@ impl Engine {
             resolver,
             policy: Policy::new(&config, &targets),
             replies,
+            addresses: Addresses::watch()?,
             stats: Stats::new(),
             names: Names::new((globals.tcp_sessions + globals.udp_sessions) as usize),
             accept_again: None,
@@ -118,6 +123,7 @@ impl Engine {
             config,
         };
         engine.listeners.resize_with(LISTENERS_MAX, || None);
+        engine.watch(engine.addresses.fd(), number::ADDRESSES)?;
         let plan = engine.plan_listeners(&engine.config.clone())?;
         engine.take_listeners(plan)?;
         engine.ask_names();
@@ -215,8 +221,27 @@ impl Engine {
             if let Some(listener) = &mut self.listeners[place / 2] {
                 listener.note(proto);
             }
+        } else if number == number::ADDRESSES {
+            self.end_bound_to_gone(now);
         } else {
             own.push(number);
+        }
+    }
+
+    /// Ends what is bound to addresses that this machine has lost.
+    fn end_bound_to_gone(&mut self, now: Tick) {
+        loop {
+            let gone = self.addresses.take_gone();
+            if gone.is_empty() {
+                return;
+            }
+            let (tcp, udp, _, _, mut cx) = self.split(now);
+            let (sessions, flows) = (tcp.end_bound_to(&gone, &mut cx), udp.end_bound_to(&gone, &mut cx));
+            if sessions + flows > 0 {
+                log::info!(
+                    "lost {gone:?}: {sessions} TCP sessions and {flows} UDP flows that were bound to it have ended"
+                );
+            }
         }
     }
 

@@ -92,6 +92,17 @@ fn exchange(socket: &mut Netlink, request: &mut [u8], mut each: impl FnMut(u16, 
     }
 }
 
+/// The messages in one datagram, without their headers: (type, body). Ends at the first that does not fit.
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = u32_at(bytes.get(..HEADER)?, 0) as usize;
+        let kind = u16_at(bytes, 4);
+        let body = bytes.get(HEADER..length)?;
+        bytes = bytes.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
+        Some((kind, body))
+    })
+}
+
 /// The attributes in `bytes`: (type without its flag bits, value). Ends at the first that does not fit.
 pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {

@@ -1,6 +1,7 @@
 //! The kernel's side of interception: rules, policy routes, connection tracking. Runs once per start, reload and stop,
 //! in the helper or in a command; never per packet or session, never on the event loop.
 
+pub mod addresses;
 pub mod commands;
 pub mod conntrack;
 pub mod counters;

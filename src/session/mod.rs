@@ -2,6 +2,7 @@
 
 pub mod association;
 mod classify;
+mod departed;
 pub mod destinations;
 pub mod dial;
 pub mod intercept;
@@ -155,6 +156,8 @@ pub enum CloseReason {
     Evicted,
     /// Someone asked for it.
     Kicked,
+    /// The address that its connection to the server is bound to is this machine's no more.
+    AddressGone,
     /// The daemon stops.
     Stopping,
 }
@@ -171,6 +174,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Rejected => f.write_str("rejected"),
             CloseReason::Evicted => f.write_str("evicted"),
             CloseReason::Kicked => f.write_str("kicked"),
+            CloseReason::AddressGone => f.write_str("own address has gone"),
             CloseReason::Stopping => f.write_str("daemon stops"),
         }
     }

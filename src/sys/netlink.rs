@@ -1,9 +1,9 @@
 //! A netlink socket: open, send, receive. What the messages mean is said by whoever sends them (`netfilter`).
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sockopt};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Which part of the kernel answers.
@@ -67,6 +67,48 @@ impl Netlink {
         }
     }
 }
+
+/// What the kernel tells of its own accord about this machine's addresses. Non-blocking, for the event loop.
+#[derive(Debug)]
+pub struct AddressNews {
+    fd: OwnedFd,
+    buffer: [u8; NEWS_BYTES],
+}
+
+impl AddressNews {
+    /// Hears of every address, v4 or v6, that is added or removed in this process's network namespace from now on.
+    ///
+    /// # Errors
+    /// `EMFILE` and the like.
+    pub fn open() -> io::Result<AddressNews> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))?;
+        Ok(AddressNews { fd, buffer: [0; NEWS_BYTES] })
+    }
+
+    /// The next messages, one datagram of them.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no news; `ENOBUFS` if some was lost.
+    pub fn receive(&mut self) -> io::Result<&[u8]> {
+        let length = socket::recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty())?;
+        Ok(self.buffer.get(..length).unwrap_or_default())
+    }
+}
+
+impl AsRawFd for AddressNews {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// An address's message takes about 80 bytes, and the kernel puts one into each datagram.
+const NEWS_BYTES: usize = 2048;
+
+/// Bits for bind, from linux/rtnetlink.h.
+const RTMGRP_IPV4_IFADDR: u32 = 0x10;
+const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 
 /// Longest wait for an answer. The kernel answers at once or not at all.
 const ANSWER_SECONDS: i64 = 5;

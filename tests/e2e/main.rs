@@ -19,6 +19,7 @@ mod sock;
 mod socks;
 
 mod decisions;
+mod departed;
 mod domains;
 mod failures;
 mod integrity;
