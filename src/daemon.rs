@@ -1,5 +1,7 @@
 //! `tproxyd run`: from the configuration to the loop, and in reverse order at the end.
 
+mod script;
+
 use crate::config::{self, Config};
 use crate::control::{Control, Outcome};
 use crate::error::Error;
@@ -9,7 +11,10 @@ use crate::log_sink;
 use crate::netfilter;
 use crate::reload::{Reload, Rules};
 use crate::session::pipes::Pipes;
+use crate::stats::events::Kind;
+use crate::store::timers::Tick;
 use crate::sys::process::{self, Signals, Wish};
+use script::Scripts;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -114,6 +119,13 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+fn sooner(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if one.reached(other) { other } else { one }),
+        (one, other) => one.or(other),
+    }
+}
+
 struct Daemon {
     engine: Engine,
     signals: Signals,
@@ -121,6 +133,9 @@ struct Daemon {
     rules: Option<Rules>,
     reload: Reload,
     control: Control,
+    scripts: Scripts,
+    /// Events of which followers have been told.
+    told: u64,
 }
 
 impl Daemon {
@@ -164,14 +179,14 @@ impl Daemon {
         let place = if rules.is_some() { "rules in place" } else { "rules are not its own" };
         let listeners = engine.config().listeners.len();
         log::info!("tproxyd {} ready: {listeners} listening, {place}", env!("CARGO_PKG_VERSION"));
-        Ok(Daemon { engine, signals, rules, reload, control })
+        Ok(Daemon { engine, signals, rules, reload, control, scripts: Scripts::default(), told: 0 })
     }
 
     fn serve(&mut self) -> Result<(), Error> {
         let mut own = Vec::with_capacity(16);
         let mut events = events();
         loop {
-            let until = self.control.deadline();
+            let until = sooner(self.control.deadline(), self.scripts.deadline());
             let moved = self.engine.turn(&mut events, until, &mut own).map_err(|e| Error::new("wait for events", &e));
             match moved {
                 Ok(false) => {}
@@ -211,7 +226,23 @@ impl Daemon {
                 }
             }
             self.serve_control();
+            self.tell();
         }
+    }
+
+    /// Tells whoever wants to know of what has happened in this turn.
+    fn tell(&mut self) {
+        let next = self.engine.events().next();
+        if next == self.told && self.scripts.deadline().is_none() {
+            return;
+        }
+        let now = self.engine.tick();
+        if next != self.told {
+            self.told = next;
+            self.control.tell(&mut self.engine, now);
+        }
+        let script = self.engine.config().globals.on_event.as_deref();
+        self.scripts.run(script, self.engine.events(), self.rules.as_mut(), now);
     }
 
     /// Goes on with what control clients have asked for.
@@ -226,6 +257,10 @@ impl Daemon {
         }
         while let Some(mut outcome) = self.reload.outcome() {
             self.move_control(&mut outcome);
+            match &outcome.result {
+                Ok(taken) => self.engine.note_event(Kind::Reloaded, taken.changed.join(", ")),
+                Err(why) => self.engine.note_event(Kind::ReloadFailed, why.lines().next().unwrap_or_default()),
+            }
             self.control.reloaded(&outcome, &mut self.engine);
         }
     }
@@ -247,10 +282,15 @@ impl Daemon {
     fn helper_said(&mut self, event: Event) {
         let Some(rules) = self.rules.as_mut() else { return };
         match event {
+            Event::Answered(number, answer) if self.scripts.answered(number, &answer, self.engine.tick()) => {
+                let script = self.engine.config().globals.on_event.as_deref();
+                self.scripts.run(script, self.engine.events(), self.rules.as_mut(), self.engine.tick());
+            }
             Event::Answered(number, answer) => self.reload.go_on(number, answer, &mut self.engine, rules),
             Event::Gone => {
                 log::error!("the privileged helper has ended: rules stay as they are until tproxyd is restarted");
                 self.reload.give_up();
+                self.scripts.give_up();
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::session::tcp::Tcp;
 use crate::session::udp::Udp;
 use crate::session::{Cx, Owner, Readiness, Words};
 use crate::stats::Stats;
+use crate::stats::events::{Events as EventLog, Kind};
 use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::store::timers::Tick;
@@ -133,6 +134,16 @@ impl Engine {
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What has happened lately.
+    pub fn events(&self) -> &EventLog {
+        &self.stats.events
+    }
+
+    /// Something has happened outside of the loop.
+    pub fn note_event(&mut self, kind: Kind, detail: impl std::fmt::Display) {
+        self.stats.events.push(kind, "", detail);
     }
 
     /// Registers one of the process's own descriptors, for reading.

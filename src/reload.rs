@@ -60,6 +60,14 @@ impl Rules {
         self.helper
     }
 
+    /// Asks the helper for something else.
+    ///
+    /// # Errors
+    /// It is gone, or has too much to do.
+    pub fn submit(&mut self, request: Request) -> Result<u32, Error> {
+        self.helper.submit(request)
+    }
+
     /// What the helper has to say.
     pub fn next_event(&mut self) -> Option<Event> {
         self.helper.next_event()

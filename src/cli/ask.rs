@@ -87,6 +87,15 @@ pub(super) struct Reload {
     config: PathBuf,
 }
 
+/// Print what happens, as it happens, one JSON object a line: outbounds that go up or down, full tables, reloads.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "events", example = "{command_name}")]
+pub(super) struct Events {
+    /// configuration file that names the control socket (default: /etc/config/tproxyd)
+    #[argh(option, default = "PathBuf::from(DEFAULT_CONFIG)")]
+    config: PathBuf,
+}
+
 /// How long the daemon may be silent. It answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -167,6 +176,24 @@ impl Reload {
         }
         let changed: Vec<&str> = tree.texts("changed").collect();
         print(&format!("reloaded; changed: {}\n", changed.join(", ")))
+    }
+}
+
+impl Events {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let mut answer = Answer::to(&Request::Events, &self.config, PATIENCE)?;
+        document(&answer.line()?)?;
+        // from here on it is silent for as long as nothing happens
+        let endless = answer.lines.get_ref().set_read_timeout(None);
+        endless.map_err(|e| Failure::Failed(Error::new("wait for the daemon's events", &e).to_string()))?;
+        loop {
+            let line = answer.line()?;
+            if line.is_empty() {
+                let error = Error::new("go on with the daemon's events", "it has ended, or this was too slow for it");
+                return Err(Failure::Failed(error.to_string()));
+            }
+            print(&line)?;
+        }
     }
 }
 

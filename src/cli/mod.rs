@@ -38,8 +38,7 @@ enum Command {
     Reload(ask::Reload),
     #[allow(dead_code, reason = "whatever is asked, the answer is the same")]
     Explain(Explain),
-    #[allow(dead_code, reason = "whatever is asked, the answer is the same")]
-    Events(Events),
+    Events(ask::Events),
 }
 
 /// Run in the foreground. Rules and policy routes are installed once the sockets listen, and removed on SIGTERM; SIGHUP
@@ -75,16 +74,6 @@ struct Explain {
     /// PROTO SRC DST
     #[argh(positional)]
     flow: Vec<String>,
-}
-
-/// Not in this build: JSON lines as things happen.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "events")]
-#[allow(dead_code, reason = "whatever is asked, the answer is the same")]
-struct Events {
-    /// configuration file that names the control socket
-    #[argh(option)]
-    config: Option<String>,
 }
 
 /// Why a command did not do what was asked; the text is for standard error.
@@ -147,7 +136,7 @@ pub fn main() -> ExitCode {
         Command::Kick(kick) => kick.run(),
         Command::Reload(reload) => reload.run(),
         Command::Explain(_) => Err(Failure::not_in_this_build("explain")),
-        Command::Events(_) => Err(Failure::not_in_this_build("events")),
+        Command::Events(events) => events.run(),
     };
     match done {
         Ok(()) | Err(Failure::NobodyReads) => ExitCode::SUCCESS,

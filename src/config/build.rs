@@ -180,6 +180,9 @@ fn globals(sections: &[Checked<'_>], names: &Names, env: &Env, report: &mut Repo
         control: section.path("control"),
         sniff_port: section.sniff_ports("sniff_port"),
         sniff_timeout: section.time("sniff_timeout").unwrap_or_default(),
+        metrics: section.text("metrics").and_then(|text| text.parse().ok()),
+        drop_stale: section.flag("drop_stale"),
+        on_event: section.has("on_event").then(|| section.path("on_event")),
         resolver: section.resolver("resolver").unwrap_or(Resolver::File("/etc/resolv.conf".into())),
         sandbox: section.flag("sandbox"),
     };

@@ -69,6 +69,12 @@ pub struct Globals {
     pub sniff_port: Vec<SniffPort>,
     /// `option sniff_timeout`: for how long.
     pub sniff_timeout: Duration,
+    /// `option metrics`: where Prometheus is answered.
+    pub metrics: Option<SocketAddr>,
+    /// `option drop_stale`: sessions of what a reload removes end.
+    pub drop_stale: bool,
+    /// `option on_event`: the script that is run for each event.
+    pub on_event: Option<PathBuf>,
     /// `option resolver`.
     pub resolver: Resolver,
     /// `option sandbox`.

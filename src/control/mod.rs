@@ -21,7 +21,7 @@ use crate::proto::json::Writer;
 use crate::store::timers::Tick;
 use crate::sys;
 use answer::Answer;
-use seat::Seat;
+use seat::{FOLLOWERS_MAX, Seat};
 use socket::Socket;
 use std::fmt::{self, Display};
 use std::io::ErrorKind;
@@ -109,8 +109,9 @@ impl Control {
     /// The connection of client `n` has become ready.
     pub fn ready(&mut self, n: usize, subject: &mut dyn Subject, now: Tick) {
         self.now = now;
+        let may_follow = self.may_follow();
         if let Some(seat) = self.seats.get_mut(n) {
-            seat.serve(subject, now);
+            seat.serve(may_follow, subject, now);
         }
     }
 
@@ -126,10 +127,23 @@ impl Control {
     /// be called once a turn.
     pub fn run(&mut self, subject: &mut dyn Subject, now: Tick) {
         self.now = now;
-        for seat in &mut self.seats {
-            seat.run(subject, now);
+        for n in 0..self.seats.len() {
+            let may_follow = self.may_follow();
+            self.seats[n].run(may_follow, subject, now);
         }
         self.accept(subject);
+    }
+
+    /// Something has happened: those who follow are told. To be called whenever there are new events.
+    pub fn tell(&mut self, subject: &mut dyn Subject, now: Tick) {
+        self.now = now;
+        for seat in self.seats.iter_mut().filter(|seat| seat.follows()) {
+            seat.tell(subject, now);
+        }
+    }
+
+    fn may_follow(&self) -> bool {
+        self.seats.iter().filter(|seat| seat.follows()).count() < FOLLOWERS_MAX
     }
 
     /// True if a client wants a reload that has not begun: begin one, and say its number to [`Self::reload_begun`].
@@ -148,7 +162,7 @@ impl Control {
     pub fn reloaded(&mut self, outcome: &Outcome, subject: &mut dyn Subject) {
         for seat in self.seats.iter_mut().filter(|seat| seat.awaits_reload(outcome.ticket)) {
             seat.answer(report(outcome), self.now);
-            seat.serve(subject, self.now);
+            seat.serve(false, subject, self.now);
         }
     }
 

@@ -25,6 +25,8 @@ pub enum Request {
     Kick(Kick),
     /// To read the configuration again.
     Reload,
+    /// To be told of what happens, from now on.
+    Events,
 }
 
 /// Which sessions, and which part of them.
@@ -86,7 +88,7 @@ impl Request {
             }
             Request::Kick(Kick::Id(id)) => json.number_member("id", (*id).into())?,
             Request::Kick(Kick::Client(client)) => json.text_member("client", client)?,
-            Request::Ping | Request::Status | Request::Metrics | Request::Reload => {}
+            Request::Ping | Request::Status | Request::Metrics | Request::Reload | Request::Events => {}
         }
         json.end_object()
     }
@@ -99,6 +101,7 @@ impl Request {
             Request::Metrics => "metrics",
             Request::Kick(_) => "kick",
             Request::Reload => "reload",
+            Request::Events => "events",
         }
     }
 }
@@ -159,6 +162,7 @@ impl Members {
                 _ => return Err("kick wants either \"id\" or \"client\"".into()),
             }),
             "reload" => Request::Reload,
+            "events" => Request::Events,
             other => return Err(format!("there is no command '{other}'")),
         };
         match self.left() {
@@ -231,6 +235,7 @@ mod tests {
             Request::Kick(Kick::Id(u32::MAX)),
             Request::Kick(Kick::Client(Address::parse("192.168.1.2").unwrap())),
             Request::Reload,
+            Request::Events,
         ]
     }
 
@@ -289,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn any_change_of_a_request_is_read_or_refused(pick in 0usize..8, at in 0usize..90, by in any::<u8>()) {
+        fn any_change_of_a_request_is_read_or_refused(pick in 0usize..9, at in 0usize..90, by in any::<u8>()) {
             let mut line = written(&requests()[pick]).into_bytes();
             if let Some(byte) = line.get_mut(at) { *byte = by; }
             let _ = Request::parse(&line);

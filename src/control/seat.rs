@@ -3,7 +3,10 @@
 use super::answer::{Answer, Fill, Output};
 use super::request::{REQUEST_MAX, Request};
 use super::subject::{Kick, Subject};
+use crate::proto::json::Writer;
+use crate::stats::events::{Event, Events, unix_time};
 use crate::store::timers::Tick;
+use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -16,6 +19,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// How long a client waits for the reload that it asked for. The helper gives up before that.
 pub(super) const RELOAD_MAX: Duration = Duration::from_secs(150);
+
+/// Most clients that follow the events at once: the other places are for those who ask.
+pub(super) const FOLLOWERS_MAX: usize = 2;
 
 /// Bytes that are written to one client in one turn at most.
 const TURN: usize = 64 * 1024;
@@ -46,6 +52,8 @@ enum Stage {
     WantsReload,
     /// It waits for the outcome of this one.
     AwaitsReload(u32),
+    /// It is told of events, of this one next; `None`: not even that it will be. It keeps its place as long as it likes, if it takes what it is sent.
+    Following(Option<u64>),
     Answering(Answer),
     /// All of the answer is written into the buffer.
     Ending,
@@ -62,7 +70,35 @@ impl Seat {
 
     /// When [`Self::run`] has something to do.
     pub(super) fn deadline(&self, now: Tick) -> Option<Tick> {
-        self.client.as_ref().map(|client| if client.queued { now } else { client.deadline })
+        let client = self.client.as_ref()?;
+        match client.stage {
+            _ if client.queued => Some(now),
+            Stage::Following(_) if self.output.is_empty() => None,
+            _ => Some(client.deadline),
+        }
+    }
+
+    /// True if it follows the events.
+    pub(super) fn follows(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| matches!(client.stage, Stage::Following(_)))
+    }
+
+    /// Sends what has happened.
+    pub(super) fn tell(&mut self, subject: &mut dyn Subject, now: Tick) {
+        self.now_idle(now);
+        if self.follows() && self.write(subject, now) {
+            self.client = None;
+        }
+    }
+
+    /// One that had nothing to take has its whole time for what comes now.
+    fn now_idle(&mut self, now: Tick) {
+        if self.output.is_empty()
+            && let Some(client) = &mut self.client
+        {
+            client.latest = now.after(ANSWER_MAX);
+            client.deadline = now.after(STALL);
+        }
     }
 
     pub(super) fn wants_reload(&self) -> bool {
@@ -96,18 +132,26 @@ impl Seat {
     }
 
     /// Goes on with an answer that is longer than a turn, or ends who has passed the deadline.
-    pub(super) fn run(&mut self, subject: &mut dyn Subject, now: Tick) {
+    pub(super) fn run(&mut self, may_follow: bool, subject: &mut dyn Subject, now: Tick) {
         let Some(client) = &mut self.client else { return };
-        if now.reached(client.deadline) {
+        let idle = matches!(client.stage, Stage::Following(_)) && self.output.is_empty();
+        if now.reached(client.deadline) && !idle {
             self.expire();
         } else if std::mem::take(&mut client.queued) {
-            self.serve(subject, now);
+            self.serve(may_follow, subject, now);
         }
     }
 
     /// Goes as far as the connection allows, and not beyond a turn's share.
-    pub(super) fn serve(&mut self, subject: &mut dyn Subject, now: Tick) {
+    pub(super) fn serve(&mut self, may_follow: bool, subject: &mut dyn Subject, now: Tick) {
         let Some(client) = &mut self.client else { return };
+        if matches!(client.stage, Stage::Following(_)) {
+            // it has nothing more to say: what can be read is its end
+            match client.stream.read(&mut [0]) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::Interrupted => {}
+                _ => return self.client = None,
+            }
+        }
         if matches!(client.stage, Stage::Asking) {
             match read_line(&mut client.stream, &mut self.input) {
                 Line::Incomplete => return,
@@ -117,6 +161,10 @@ impl Seat {
                     client.answer(Answer::error(&why), now);
                 }
                 Line::Complete => match Request::parse(self.input.trim_ascii()) {
+                    Ok(Request::Events) if !may_follow => {
+                        let why = format!("{FOLLOWERS_MAX} clients follow the events already");
+                        client.answer(Answer::error(&why), now);
+                    }
                     Ok(request) => client.take(request, subject, now),
                     Err(why) => client.answer(Answer::error(&why), now),
                 },
@@ -142,6 +190,17 @@ impl Seat {
                         }
                     }
                     Stage::Ending => return true,
+                    Stage::Following(Some(next)) => {
+                        *next = follow(*next, &subject.stats().events, &mut self.output);
+                        if self.output.is_empty() {
+                            return false;
+                        }
+                    }
+                    Stage::Following(first) => {
+                        *first = Some(subject.stats().events.next());
+                        // it is empty, and has room for so little
+                        let _ = self.output.push_str("{\"v\":1}\n");
+                    }
                     Stage::Asking | Stage::WantsReload | Stage::AwaitsReload(_) => return false,
                 }
             }
@@ -173,7 +232,7 @@ impl Seat {
             Stage::WantsReload | Stage::AwaitsReload(_) => {
                 b"{\"v\":1,\"error\":\"the reload takes very long; the log will say what came of it\"}\n"
             }
-            Stage::Answering(_) | Stage::Ending => b"",
+            Stage::Answering(_) | Stage::Ending | Stage::Following(_) => b"",
         };
         // nothing was sent to it before, so it has room; whether it still listens is its own affair
         let _ = client.stream.write(why);
@@ -192,6 +251,11 @@ impl Client {
             },
             Request::Metrics => Answer::metrics(subject),
             Request::Kick(which) => kick(which, subject),
+            Request::Events => {
+                self.stage = Stage::Following(None);
+                self.progress(now);
+                return;
+            }
             Request::Reload => {
                 self.stage = Stage::WantsReload;
                 self.deadline = now.after(RELOAD_MAX);
@@ -213,6 +277,37 @@ impl Client {
         let deadline = now.after(STALL);
         self.deadline = if deadline.reached(self.latest) { self.latest } else { deadline };
     }
+}
+
+/// Writes events from number `next` on, as many as fit; returns the number of the next.
+fn follow(next: u64, events: &Events, out: &mut Output) -> u64 {
+    if next < events.oldest() {
+        let missed = format_args!("{} events", events.oldest() - next);
+        // one line fits into an empty buffer
+        let _ = event_line(out, unix_time(), "missed", "", &missed);
+        return events.oldest();
+    }
+    let mut next = next;
+    while let Some(Event { at, kind, name, detail }) = events.get(next) {
+        let written = out.len();
+        if event_line(out, *at, kind.name(), name.as_str(), detail).is_err() {
+            out.truncate(written);
+            break;
+        }
+        next += 1;
+    }
+    next
+}
+
+fn event_line(out: &mut Output, time: u64, kind: &str, name: &str, detail: &dyn fmt::Display) -> fmt::Result {
+    let mut json = Writer::new(out);
+    json.begin_object()?;
+    json.number_member("time", time)?;
+    json.text_member("event", kind)?;
+    json.text_member("name", name)?;
+    json.text_member("detail", detail)?;
+    json.end_object()?;
+    fmt::Write::write_char(out, '\n')
 }
 
 fn kick(which: Kick, subject: &mut dyn Subject) -> Answer {

@@ -1,6 +1,7 @@
 use super::seat::{RELOAD_MAX, STALL};
 use super::*;
 use crate::policy::Proto;
+use crate::stats::events::Kind;
 use crate::stats::{Drop as Reason, Stats};
 use std::cell::Cell;
 use std::io::{BufRead, Read, Write};
@@ -455,5 +456,75 @@ fn the_socket_moves_and_clients_stay() {
     assert!(new.exists());
     stream.write_all(PING.as_bytes()).unwrap();
     assert_eq!(lab.answer(&mut stream).0, PONG);
+    assert_eq!(lab.asked(PING), PONG);
+}
+
+const EVENTS: &str = "{\"v\":1,\"cmd\":\"events\"}\n";
+
+fn happen(lab: &mut Lab, name: &str) {
+    lab.subject.stats.events.push(Kind::OutboundDown, name, "why");
+    lab.control.tell(&mut lab.subject, lab.now);
+}
+
+/// What waits to be read.
+fn waiting(stream: &mut UnixStream) -> String {
+    let mut text = Vec::new();
+    match stream.read_to_end(&mut text) {
+        Err(e) if e.kind() == ErrorKind::WouldBlock => String::from_utf8(text).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn who_follows_hears_what_happens_and_wakes_nobody_in_between() {
+    let mut lab = Lab::new("follow", fake(0));
+    happen(&mut lab, "before");
+    let mut stream = lab.ask(EVENTS);
+    assert_eq!(waiting(&mut stream), "{\"v\":1}\n");
+    lab.control.note_connections();
+    lab.turn();
+    assert_eq!(lab.control.deadline(), None, "one who waits for events has no deadline");
+    lab.pass(Duration::from_secs(100_000));
+    for name in ["hk", "us"] {
+        happen(&mut lab, name);
+        let line = waiting(&mut stream);
+        let rest = format!("\"event\":\"outbound_down\",\"name\":\"{name}\",\"detail\":\"why\"}}\n");
+        assert!(line.starts_with("{\"time\":") && line.ends_with(&rest), "{line}");
+    }
+    drop(stream);
+    lab.turn();
+    assert_eq!(lab.clients(), 0, "its end is seen");
+}
+
+#[test]
+fn who_follows_too_slowly_is_told_how_much_it_missed_or_loses_its_place() {
+    let mut lab = Lab::new("slow", fake(0));
+    let mut stream = lab.ask(EVENTS);
+    assert_eq!(waiting(&mut stream), "{\"v\":1}\n");
+    for n in 0..40 {
+        lab.subject.stats.events.push(Kind::OutboundDown, n, "");
+    }
+    lab.control.tell(&mut lab.subject, lab.now);
+    let said = waiting(&mut stream);
+    assert!(
+        said.starts_with("{\"time\":") && said.contains("\"missed\",\"name\":\"\",\"detail\":\"8 events\""),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1 + crate::stats::events::KEPT);
+    // it does not read any more
+    for _ in 0..10_000 {
+        happen(&mut lab, "x");
+    }
+    assert_eq!(lab.clients(), 1);
+    lab.pass(STALL);
+    assert_eq!(lab.clients(), 0);
+}
+
+#[test]
+fn those_who_follow_leave_places_to_those_who_ask() {
+    let mut lab = Lab::new("followers", fake(0));
+    let streams: Vec<_> = (0..3).map(|_| lab.ask(EVENTS)).collect();
+    let [_first, _second, mut third] = <[UnixStream; 3]>::try_from(streams).unwrap();
+    assert_eq!(lab.answer(&mut third).0, "{\"v\":1,\"error\":\"2 clients follow the events already\"}\n");
     assert_eq!(lab.asked(PING), PONG);
 }

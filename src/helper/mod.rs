@@ -55,6 +55,14 @@ pub enum Request {
     Forget,
     /// The daemon ends in order: the helper ends, too, and takes nothing away.
     Goodbye,
+    /// Start the script of `option on_event`, and answer [`Answer::Done`] without waiting for its end;
+    /// [`Answer::Busy`] while the one before runs.
+    RunScript {
+        /// The script.
+        path: PathBuf,
+        /// Names and values, all the environment that it gets beside `PATH`.
+        environment: Vec<(String, String)>,
+    },
 }
 
 /// What came of a [`Request`].
@@ -66,6 +74,8 @@ pub enum Answer {
     File(File),
     /// What was found.
     Surroundings(Surroundings),
+    /// The script before still runs: ask again.
+    Busy,
 }
 
 /// Something that the helper reports.

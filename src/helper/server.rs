@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::Answer;
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::netfilter::load::{self, Objects};
 use crate::netfilter::{self, Installation, TABLE, conntrack};
 use crate::sys::passing::{self, NamespaceLock};
-use crate::sys::process;
+use crate::sys::process::{self, Child, fork_child};
 
 /// How long a new helper waits for one that still cleans up after its dead daemon.
 pub(super) const LONGEST_WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
@@ -30,7 +31,7 @@ pub(super) fn run(socket: OwnedFd, config: &Path) -> i32 {
         Ok(lock) => (Ok(Answer::Done), Some(lock)),
         Err(error) => (Err(error), None),
     };
-    let mut helper = Server { socket, config: config.to_path_buf(), installed: None, mark: None };
+    let mut helper = Server { socket, config: config.to_path_buf(), installed: None, mark: None, script: None };
     if helper.answer(wire::HELLO, hello).is_err() || lock.is_none() {
         return 1;
     }
@@ -62,6 +63,8 @@ struct Server {
     installed: Option<Installed>,
     /// The mark of what was installed last, even if it has been taken away.
     mark: Option<Mark>,
+    /// The script that was started last, if it has not been seen to end.
+    script: Option<Child>,
 }
 
 struct Installed {
@@ -115,7 +118,30 @@ impl Server {
                 None => Ok(Answer::Done),
             },
             Order::Goodbye => Ok(Answer::Done),
+            Order::RunScript { path, environment } => self.run_script(&path, environment),
         }
+    }
+
+    /// In a process of its own, which watches over it: nothing here waits for a script.
+    fn run_script(&mut self, path: &Path, environment: Vec<(String, String)>) -> Result<Answer, Error> {
+        if self.script.is_some_and(|script| !script.reap()) {
+            return Ok(Answer::Busy);
+        }
+        self.script = None;
+        self.must_be_named(path)?;
+        let failed = |error| Error::new(format!("run {}", path.display()), error);
+        let metadata = std::fs::metadata(path).map_err(failed)?;
+        if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+            let why = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+            return Err(failed(why).hint(format!("chmod +x {}", path.display())));
+        }
+        let mut command = Command::new(path);
+        command.env_clear().env("PATH", SCRIPT_PATH).envs(environment).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let keep = File::open("/dev/null").map_err(failed)?;
+        let child = fork_child(keep.into(), |_| process::run_script(command, SCRIPT_LIMIT).unwrap_or(1));
+        self.script = Some(child.map_err(failed)?);
+        Ok(Answer::Done)
     }
 
     /// Routes first: a packet that a rule marks must find its way at once.
@@ -227,6 +253,10 @@ fn only_our_table(mut rules: File) -> Result<String, Error> {
     Ok(text)
 }
 
+/// What a script of `on_event` finds its commands by.
+const SCRIPT_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long it may run before it is killed, with all that it has started.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
 /// Abstract socket name, which exists once in each network namespace, as our table does.
 const LOCK: &str = "tproxyd-helper";
 

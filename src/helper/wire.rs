@@ -31,6 +31,7 @@ pub(super) enum Order {
     Look { networks: Vec<String>, devices: Vec<String> },
     Forget,
     Goodbye,
+    RunScript { path: PathBuf, environment: Vec<(String, String)> },
 }
 
 /// The message for `request`, and the file that goes with it.
@@ -44,6 +45,7 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
         Request::Look { .. } => LOOK,
         Request::Forget => FORGET,
         Request::Goodbye => GOODBYE,
+        Request::RunScript { .. } => RUN_SCRIPT,
     };
     let mut out = Writer(vec![verb]);
     out.number(number);
@@ -65,6 +67,14 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
             for list in [networks, devices] {
                 out.number(list.len() as u32);
                 list.iter().for_each(|name| out.bytes(name.as_bytes()));
+            }
+        }
+        Request::RunScript { path, environment } => {
+            out.bytes(path.as_os_str().as_bytes());
+            out.number(environment.len() as u32);
+            for (name, value) in environment {
+                out.bytes(name.as_bytes());
+                out.bytes(value.as_bytes());
             }
         }
         Request::ReadConfig | Request::Remove | Request::Forget | Request::Goodbye => {}
@@ -94,6 +104,14 @@ pub(super) fn read_request(message: &[u8], file: Option<OwnedFd>) -> Option<(u32
         LOOK => Order::Look { networks: input.strings()?, devices: input.strings()? },
         FORGET => Order::Forget,
         GOODBYE => Order::Goodbye,
+        RUN_SCRIPT => {
+            let path = PathBuf::from(std::ffi::OsStr::from_bytes(input.bytes()?));
+            let mut environment = Vec::new();
+            for _ in 0..input.number()? {
+                environment.push((input.string()?, input.string()?));
+            }
+            Order::RunScript { path, environment }
+        }
         _ => return None,
     };
     Some((number, order))
@@ -114,6 +132,7 @@ pub(super) fn write_answer(number: u32, result: Result<Answer, Error>) -> (Vec<u
             }
         }
         Ok(Answer::Done) => out.0.push(DONE),
+        Ok(Answer::Busy) => out.0.push(BUSY),
         Ok(Answer::File(file)) => {
             out.0.push(FILE);
             return (out.0, Some(file));
@@ -148,6 +167,7 @@ pub(super) fn read_answer(message: &[u8], file: Option<OwnedFd>) -> (u32, Result
 fn read_result(input: &mut Reader<'_>, file: Option<File>) -> Option<Result<Answer, Error>> {
     Some(match input.byte()? {
         DONE => Ok(Answer::Done),
+        BUSY => Ok(Answer::Busy),
         FILE => Ok(Answer::File(file?)),
         SURROUNDINGS => {
             let networks = input.strings()?.into_iter().map(|device| (!device.is_empty()).then_some(device)).collect();
@@ -235,11 +255,13 @@ const REMOVE: u8 = 5;
 const LOOK: u8 = 6;
 const FORGET: u8 = 7;
 const GOODBYE: u8 = 8;
+const RUN_SCRIPT: u8 = 9;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const FILE: u8 = 2;
 const SURROUNDINGS: u8 = 3;
+const BUSY: u8 = 4;
 
 /// Octets of each part of an error.
 const LONGEST_WORDS: usize = 4096;
@@ -267,6 +289,10 @@ mod tests {
             Request::Look { networks: vec!["lan".into(), "guest".into()], devices: vec!["eth*".into()] },
             Request::Forget,
             Request::Goodbye,
+            Request::RunScript {
+                path: "/etc/an event".into(),
+                environment: vec![("EVENT".into(), "outbound_down".into()), ("NAME".into(), String::new())],
+            },
         ];
         for (number, request) in (7..).zip(&requests) {
             let (message, file) = write_request(number, request).unwrap();
@@ -283,6 +309,9 @@ mod tests {
                     assert_eq!((networks, devices), (&n, &d));
                 }
                 (Request::ReadFile(path), Order::ReadFile(read)) => assert_eq!(*path, read),
+                (Request::RunScript { path, environment }, Order::RunScript { path: p, environment: e }) => {
+                    assert_eq!((path, environment), (&p, &e));
+                }
                 _ => {}
             }
         }

@@ -7,6 +7,7 @@ use crate::policy::By;
 use crate::proto::socks5::Command;
 use crate::resolve::NameId;
 use crate::stats::Drop;
+use crate::stats::events::Kind;
 use crate::store::endpoint::Endpoint;
 use crate::store::names::NameSlot;
 use crate::store::slab::{Key, Slab};
@@ -194,6 +195,9 @@ impl Tcp {
             return None;
         };
         cx.stats.tcp.total += 1;
+        if self.sessions.is_full() && cx.stats.events.push_seldom(Kind::TableFull, "tcp", "new connections wait") {
+            log::warn!("the table of TCP sessions is full: new connections wait until one of {} ends", self.capacity());
+        }
         cx.outbounds.get_mut(outbound).sessions += 1;
         if let Err(e) = register(cx.registry, raw, Owner::Tcp(key, Side::Near)) {
             cx.stats.drop(Drop::NoDescriptor);

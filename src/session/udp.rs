@@ -11,6 +11,7 @@ use super::{CloseReason, Cx, Owner, Readiness, Side};
 use crate::config::Target;
 use crate::policy::{By, Flow, Proto};
 use crate::stats::Drop;
+use crate::stats::events::Kind;
 use crate::store::endpoint::{Endpoint, keyed_hash};
 use crate::store::index::Index;
 use crate::store::lru::Lru;
@@ -173,6 +174,12 @@ impl Udp {
             && let Some(oldest) = self.lru.oldest().and_then(|slot| self.mappings.key_at(slot))
         {
             cx.stats.udp.evicted += 1;
+            if cx.stats.events.push_seldom(Kind::TableFull, "udp", "the longest idle mapping makes room") {
+                let capacity = self.mappings.capacity();
+                log::warn!(
+                    "the table of UDP mappings is full: the longest idle of {capacity} makes room for the newest"
+                );
+            }
             self.close(oldest, CloseReason::Evicted, cx);
         }
         let mapping = Mapping {

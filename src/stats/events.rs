@@ -8,6 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Events that are kept.
 pub const KEPT: usize = 32;
 
+/// Seconds for which a state that comes and goes is told once.
+pub const SELDOM: u64 = 60;
+
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -89,6 +92,18 @@ impl Events {
             None => self.kept.push(event),
         }
         self.next += 1;
+    }
+
+    /// As [`Self::push`], unless there was one of this kind and name within [`SELDOM`] seconds. True: there was none.
+    pub fn push_seldom(&mut self, kind: Kind, name: &str, detail: impl Display) -> bool {
+        let now = unix_time();
+        let told =
+            |event: &Event| event.kind == kind && event.name.as_str() == name && now.saturating_sub(event.at) < SELDOM;
+        if self.kept.iter().any(told) {
+            return false;
+        }
+        self.push(kind, name, detail);
+        true
     }
 
     /// The number that the next event will have.
@@ -183,6 +198,16 @@ mod tests {
         assert_eq!(events.get(5).unwrap().name.as_str(), "5");
         assert_eq!(events.get(KEPT as u64 + 4).unwrap().name.as_str(), format!("{}", KEPT + 4));
         assert_eq!(events.get(events.next()), None);
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_told_once_in_a_while_for_each_name() {
+        let mut events = Events::new();
+        assert!(events.push_seldom(Kind::TableFull, "tcp", ""));
+        assert!(!events.push_seldom(Kind::TableFull, "tcp", ""));
+        assert!(events.push_seldom(Kind::TableFull, "udp", ""));
+        assert!(events.push_seldom(Kind::QuotaUsedUp, "tcp", ""));
+        assert_eq!(events.next(), 3);
     }
 
     #[test]

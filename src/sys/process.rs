@@ -3,6 +3,8 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -68,19 +70,44 @@ pub fn set_name(name: &CStr) {
     let _ = nix::sys::prctl::set_name(name);
 }
 
+/// What a terminal or procd sends to a whole group, and SIGPIPE.
+const GROUP_SIGNALS: [Signal; 5] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE];
+
 /// Leaves the terminal's session and ignores what a terminal or procd sends to a whole group (ctrl-C, hang-up, stop).
 ///
 /// # Errors
 /// Those of sigaction(2).
 pub fn ignore_group_signals() -> io::Result<()> {
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE] {
+    for signal in GROUP_SIGNALS {
         // SAFETY: SIG_IGN runs no code of ours.
         unsafe { sigaction(signal, &ignore) }?;
     }
     // Fails only for a group leader, which a fresh child is not.
     let _ = nix::unistd::setsid();
     Ok(())
+}
+
+/// Runs `command` for at most `limit` in a session of its own, with the signals as a new process has them; returns its exit
+/// status, `None` if it could not be started or was killed. For a child that does nothing else: see [`fork_child`].
+pub fn run_script(mut command: std::process::Command, limit: Duration) -> Option<i32> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in GROUP_SIGNALS {
+        // SAFETY: SIG_DFL runs no code of ours; this process has one thread.
+        unsafe { sigaction(signal, &default) }.ok()?;
+    }
+    let mut child = command.process_group(0).spawn().ok()?;
+    let step = Duration::from_millis(20);
+    for _ in 0..limit.as_millis() / step.as_millis() {
+        if let Some(status) = child.try_wait().ok()? {
+            return status.code();
+        }
+        std::thread::sleep(step);
+    }
+    // what it has started as well
+    let _ = nix::sys::signal::killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+    let _ = child.wait();
+    None
 }
 
 /// A signal that the daemon understands.

@@ -1,7 +1,7 @@
 //! The daemon under test: its configuration, its start, what it says of itself, its end.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use nix::sys::signal::Signal;
@@ -158,6 +158,11 @@ impl Daemon {
     pub fn end(&self) -> ExitStatus {
         self.process.wait_silence(PATIENCE);
         self.process.wait_end(PATIENCE)
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     pub fn process(&self) -> &Process {

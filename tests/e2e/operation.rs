@@ -1,11 +1,17 @@
 //! What an owner sees of the running daemon: the state of everything, and why something does not work.
 
-use crate::daemon::{Daemon, Uci};
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use crate::daemon::{Daemon, PROGRAM, Uci};
 use crate::json::Json;
 use crate::lab::{Family, Lab};
 use crate::mirror::{Mirror, seen_by_tcp};
+use crate::ns::Namespace;
 use crate::passage::socks_uci;
-use crate::sock::refusal;
+use crate::process::{Process, TempDir, describe};
+use crate::sock::{PATIENCE, refusal};
+use crate::socks::{Manners, Socks};
 
 fn listener(status: &Json, what: &str) -> u64 {
     status.number(&format!("listeners.0.{what}"))
@@ -50,4 +56,90 @@ fn the_status_says_when_an_outbound_failed_last_and_why_and_what_was_in_the_log(
     assert!(problem.text("text").contains("via 'out' (server 198.51.100.2:1080)"), "{problem}");
     let screen = daemon.command("status", &[]);
     assert!(screen.contains("out: last error") && screen.contains("Problems in the log: 1, the last"), "{screen}");
+}
+
+/// Lines of `tproxyd events` of a daemon.
+fn follow(daemon: &Daemon, router: &Namespace) -> Process {
+    let mut command = router.command(PROGRAM);
+    command.args(["events", "--config"]).arg(daemon.config());
+    Process::start(command)
+}
+
+#[test]
+fn what_happens_is_told_as_it_happens() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab, &socks_uci(Family::V4));
+    let events = follow(&daemon, &lab.router);
+    // the first event may come before it follows
+    let begin = Instant::now();
+    while events.line_count() == 0 {
+        assert!(begin.elapsed() < PATIENCE, "it never follows");
+        daemon.reload(&["reloaded"]);
+    }
+    assert_eq!(Json::parse(&events.wait_for_line(&["reloaded"])).text("detail"), "nothing");
+    let at = (Family::V4.destination(80), 443).into();
+    refusal(&lab.client, at);
+    let down = Json::parse(&events.wait_for_line(&["outbound_down"]));
+    assert_eq!((down.text("name"), down.text("detail")), ("out", "203.0.113.80:443: connection refused"));
+    assert!(down.number("time") > 1_700_000_000);
+    let _proxy = Socks::start(&lab.server, Family::V4.proxy(), 1080, Manners::default());
+    let mirror = Mirror::start(&lab.server, Family::V4.destination(80));
+    seen_by_tcp(&lab.client, mirror.at).expect("an answer");
+    assert_eq!(Json::parse(&events.wait_for_line(&["outbound_up"])).text("name"), "out");
+    daemon.write_config_text("config globals\n\toption log_levle 'info'\n");
+    daemon.reload(&["log_levle"]);
+    let failed = Json::parse(&events.wait_for_line(&["reload_failed"]));
+    assert!(failed.text("detail").contains("log_levle"), "{failed}");
+    daemon.stop();
+    assert_eq!(describe(events.wait_end(PATIENCE)), "exit 1");
+    assert!(events.said().contains("it has ended"), "{}", events.said());
+}
+
+#[test]
+fn the_script_of_on_event_runs_for_each_event_one_at_a_time_and_holds_up_nobody() {
+    let lab = Lab::new();
+    let files = TempDir::new();
+    let (seen, gate) = (files.path().join("seen"), files.path().join("gate"));
+    // the first waits for the gate; whoever comes while another runs would leave a word
+    let script = files.write(
+        "script",
+        &format!(
+            "#!/bin/sh\nmkdir {dir}/running || echo overlap >>{seen}\nwhile [ ! -e {gate} ]; do sleep 0.01; done\n\
+             echo \"$EVENT $NAME $DETAIL $MISSED\" >>{seen}\nrmdir {dir}/running\n",
+            dir = files.path().display(),
+            seen = seen.display(),
+            gate = gate.display()
+        ),
+    );
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    let uci = socks_uci(Family::V4).globals(&[("on_event", script.to_str().expect("a plain path"))]);
+    let daemon = Daemon::start(&lab, &uci);
+    let lines = |n: usize| {
+        let begin = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(&seen).unwrap_or_default();
+            if text.lines().count() >= n {
+                return text;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{n} lines never come; so far:\n{text}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    refusal(&lab.client, (Family::V4.destination(80), 443).into());
+    // a script that hangs does not keep the helper from what a reload needs; 40 events are more than are kept
+    for _ in 0..40 {
+        daemon.reload(&["reloaded"]);
+    }
+    assert!(!seen.exists());
+    std::fs::write(&gate, "").expect("open the gate");
+    let text = lines(33);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "outbound_down out 203.0.113.80:443: connection refused 0");
+    assert_eq!(lines[1], "reloaded  nothing 8", "what it was too slow for is counted");
+    assert!(lines[2..].iter().all(|line| *line == "reloaded  nothing 0"), "{text}");
+
+    // one that cannot be run is said
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+    let line = daemon.reload(&["cannot run"]);
+    assert!(line.contains("chmod +x"), "{line}");
 }
