@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client_hello;
+pub mod ctnetlink;
 pub mod dns;
 pub mod http_head;
 pub mod json;

@@ -110,6 +110,47 @@ const NEWS_BYTES: usize = 2048;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
 const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 
+/// A netfilter socket for the event loop: nothing waits, nothing is allocated. The kernel answers within the call that asks,
+/// so what it has to say can be read at once.
+#[derive(Debug)]
+pub struct Asker {
+    fd: OwnedFd,
+}
+
+impl Asker {
+    /// Opens it in this process's network namespace. `groups`: what it is told without asking, a bit for each group.
+    ///
+    /// # Errors
+    /// `EPROTONOSUPPORT` if the kernel was built without nfnetlink; `EPERM` for a group without `CAP_NET_ADMIN`.
+    pub fn open(groups: u32) -> io::Result<Asker> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+        socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Asker { fd })
+    }
+
+    /// Sends whole messages, one after the other.
+    ///
+    /// # Errors
+    /// Those of send(2).
+    pub fn send(&self, messages: &[u8]) -> io::Result<()> {
+        socket::send(self.fd.as_raw_fd(), messages, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// One datagram, which holds one or more messages.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is none (any more). `ENOBUFS`: answers were lost.
+    pub fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+        let n = socket::recv(self.fd.as_raw_fd(), buffer, MsgFlags::empty())?;
+        Ok(buffer.get(..n).unwrap_or_default())
+    }
+}
+
+/// Connection tracking tells of every entry that it forgets: `NFNLGRP_CONNTRACK_DESTROY` (linux/netfilter/nfnetlink.h).
+pub const FORGOTTEN_FLOWS: u32 = 1 << 2;
+
 /// Longest wait for an answer. The kernel answers at once or not at all.
 const ANSWER_SECONDS: i64 = 5;
 

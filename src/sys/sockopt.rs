@@ -1,7 +1,9 @@
 //! Socket options, one function each, named after what they do.
 
 use super::cvt;
+use super::sockaddr::RawAddr;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -61,6 +63,21 @@ pub fn set_receive_ipv4_orig_dst(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// Each v6 datagram comes with its original destination: `IPV6_RECVORIGDSTADDR`, linux/in6.h.
 pub fn set_receive_ipv6_orig_dst(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_int(fd, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)
+}
+
+/// Where a connection that nat REDIRECT or DNAT delivered was going, by connection tracking: `SO_ORIGINAL_DST`
+/// (linux/netfilter_ipv4.h), and `IP6T_SO_ORIGINAL_DST` for v6. A v4 connection of a dual-stack listener is asked by the first.
+///
+/// # Errors
+/// `ENOENT` if connection tracking doesn't know the connection (any more); `ENOPROTOOPT` without nf_conntrack.
+pub fn original_destination(fd: BorrowedFd<'_>, v4: bool) -> io::Result<SocketAddr> {
+    const SO_ORIGINAL_DST: libc::c_int = 80;
+    let level = if v4 { libc::SOL_IP } else { libc::SOL_IPV6 };
+    let mut address = RawAddr::empty();
+    let (at, len) = (address.as_mut_ptr(), &raw mut *address.len_mut());
+    // SAFETY: `fd` is borrowed, so open; the kernel writes at most `len` bytes into `address`, which lives through the call.
+    cvt(unsafe { libc::getsockopt(fd.as_raw_fd(), level, SO_ORIGINAL_DST, at.cast(), len) })?;
+    address.get().ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
 }
 
 /// ICMP errors are queued with the address that they concern: `IP_RECVERR`, ip(7). For unconnected v4 sockets.
