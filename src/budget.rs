@@ -5,7 +5,7 @@ use crate::config::{AddressMatch, Config, Globals, IpRange, Listener, Outbound, 
 use crate::control;
 use crate::resolve::Resolver;
 use crate::session::outbound::OUTBOUNDS_MAX;
-use crate::session::{outbound, tcp, udp};
+use crate::session::{outbound, redirect, tcp, udp};
 use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::sys::dgram::ReceiveBatch;
@@ -52,6 +52,7 @@ const REST: usize = 512 << 10;
 pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
     let fixed = tcp::memory_max(tables.tcp)
         + udp::memory_max(tables.udp)
+        + redirect::memory_max(tables.udp)
         + Pool::memory_max(tables.buffers)
         + ReceiveBatch::MEMORY_MAX
         + Names::memory_max(tables.tcp + tables.udp)

@@ -10,6 +10,7 @@ use crate::session::association;
 use crate::session::intercept::Listener;
 use crate::session::outbound::{HeldBack, Limiter, Outbounds};
 use crate::session::pipes::Pipes;
+use crate::session::redirect::Redirects;
 use crate::session::reply::Replies;
 use crate::session::tcp::Tcp;
 use crate::session::udp::Udp;
@@ -123,6 +124,7 @@ impl Engine {
             lookup_limiter: Limiter::default(),
             config,
         };
+        engine.replies.redirects = Redirects::new(engine.udp.capacity() as u16, random::u64());
         engine.listeners.resize_with(LISTENERS_MAX, || None);
         engine.watch(engine.addresses.fd(), number::ADDRESSES)?;
         let plan = engine.plan_listeners(&engine.config.clone())?;
@@ -193,6 +195,7 @@ impl Engine {
         tcp.run_queued(batch.scratch(), &mut cx);
         udp.run_queued(batch, replies, &mut cx);
         replies.expire(now);
+        replies.redirects.expire(now);
         tcp.expire(&mut cx);
         udp.expire(&mut cx);
         let mut done = |id, outcome| note(&mut resolved, id, outcome);
@@ -297,7 +300,13 @@ impl Engine {
         if work {
             return Some(Duration::ZERO);
         }
-        let tables = [self.tcp.deadline(), self.udp.deadline(), self.resolver.deadline(), self.replies.deadline()];
+        let tables = [
+            self.tcp.deadline(),
+            self.udp.deadline(),
+            self.resolver.deadline(),
+            self.replies.deadline(),
+            self.replies.redirects.deadline(),
+        ];
         let deadlines = tables.into_iter().chain([self.accept_again, until]);
         let now = self.tick();
         deadlines.flatten().map(|at| if now.reached(at) { Duration::ZERO } else { at.since(now) }).min()
@@ -443,9 +452,34 @@ impl Engine {
             if let Some(old) = from.and_then(|place| old[place].take()) {
                 listener.inherit(old);
             }
+            listener.place = place as u8;
             self.listeners[place] = Some(listener);
         }
+        self.answer_redirected()?;
         to_register.into_iter().try_for_each(|(fd, number)| self.watch(fd, number))
+    }
+
+    /// Gives the sockets of listeners by redirect to those who answer for them.
+    fn answer_redirected(&mut self) -> Result<(), Error> {
+        let timeouts = self.config.outbounds.iter().map(|outbound| outbound.udp_timeout);
+        let longest = timeouts.chain([self.outbounds.get(0).udp_timeout]).max().unwrap_or_default();
+        self.replies.redirects.set_lifetime(longest);
+        for (place, listener) in self.listeners.iter().enumerate() {
+            let redirects = &mut self.replies.redirects;
+            let socket = listener.as_ref().map_or(Ok(None), Listener::answering_socket);
+            let added = socket.and_then(|socket| match socket {
+                Some(socket) => redirects.add_listener(place, socket),
+                None => {
+                    redirects.remove_listener(place);
+                    Ok(())
+                }
+            });
+            added.map_err(|e| {
+                Error::new("ask connection tracking where redirected datagrams were going", &e)
+                    .hint("install kmod-nf-conntrack-netlink (CONFIG_NF_CT_NETLINK), or set `option proto 'tcp'`")
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use super::dial::set_keepalive_or_warn;
 use super::reply::Replies;
 use super::tcp::Tcp;
 use super::udp::{BATCHES_PER_TURN, Udp};
-use crate::config::{self, Families, Target};
+use crate::config::{self, Families, Mode, Target};
 use crate::error::Error;
 use crate::policy::{Flow, Proto};
 use crate::stats::Drop;
@@ -14,7 +14,7 @@ use crate::sys::socket::{Family, Transport};
 use crate::sys::{self, socket, sockopt};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// One `config listener` with its open sockets.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub struct Listener {
     waiting: bool,
     /// Its datagrams were not all read in their turn.
     queued: bool,
+    /// Its place among the listeners.
+    pub place: u8,
 }
 
 /// What decides whether a reload can keep a listener's sockets.
@@ -44,6 +46,8 @@ pub struct Bound {
     pub tcp: bool,
     /// UDP is caught.
     pub udp: bool,
+    /// How packets reach it.
+    pub mode: Mode,
 }
 
 /// Connections accepted in one turn at most, so that a flood of them does not starve those that live.
@@ -64,19 +68,24 @@ impl Bound {
             None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, section.port)),
         };
         let dual_stack = v4 && v6 && wildcard;
-        Bound { address, dual_stack, tcp: section.protos.tcp, udp: section.protos.udp }
+        Bound { address, dual_stack, tcp: section.protos.tcp, udp: section.protos.udp, mode: section.mode }
     }
 
     fn open(&self, transport: Transport, mark: u32) -> io::Result<OwnedFd> {
         let fd = socket::open(Family::of(self.address), transport)?;
         let at = fd.as_fd();
         sockopt::set_reuse_address(at)?;
-        if self.address.is_ipv6() {
+        let (v4, v6) = (self.address.is_ipv4() || self.dual_stack, self.address.is_ipv6());
+        if v6 {
             sockopt::set_v6_only(at, !self.dual_stack)?;
-            sockopt::set_ipv6_transparent(at)?;
         }
-        if self.address.is_ipv4() || self.dual_stack {
-            sockopt::set_ipv4_transparent(at)?;
+        if self.mode == Mode::Tproxy {
+            if v6 {
+                sockopt::set_ipv6_transparent(at)?;
+            }
+            if v4 {
+                sockopt::set_ipv4_transparent(at)?;
+            }
         }
         sockopt::set_mark(at, mark)?;
         match transport {
@@ -88,11 +97,20 @@ impl Bound {
                 socket::listen(at, BACKLOG)?;
             }
             Transport::Udp => {
-                if self.address.is_ipv6() {
+                if v6 {
                     sockopt::set_receive_ipv6_orig_dst(at)?;
                 }
-                if self.address.is_ipv4() || self.dual_stack {
+                if v4 {
                     sockopt::set_receive_ipv4_orig_dst(at)?;
+                }
+                if self.mode == Mode::Redirect {
+                    // it answers, too: datagrams larger than the path's MTU are fragmented
+                    if v6 {
+                        sockopt::set_ipv6_fragment(at)?;
+                    }
+                    if v4 {
+                        sockopt::set_ipv4_fragment(at)?;
+                    }
                 }
                 socket::bind(at, self.address)?;
             }
@@ -130,13 +148,23 @@ impl Listener {
         let missing = |proto| old.is_none_or(|old| old.fd(proto).is_none());
         let tcp = open(bound.tcp && missing(Proto::Tcp), Transport::Tcp, "tcp")?;
         let udp = open(bound.udp && missing(Proto::Udp), Transport::Udp, "udp")?;
-        Ok(Listener { name: section.name.clone(), bound, accepted: 0, tcp, udp, waiting: false, queued: false })
+        Ok(Listener {
+            name: section.name.clone(),
+            bound,
+            accepted: 0,
+            tcp,
+            udp,
+            waiting: false,
+            queued: false,
+            place: 0,
+        })
     }
 
     /// True if the sockets of `self` serve `section` as well: they are bound alike.
     pub fn may_become(&self, section: &config::Listener, families: Families) -> bool {
         let wanted = Bound::of(section, families);
-        wanted.address == self.bound.address && wanted.dual_stack == self.bound.dual_stack
+        let (a, b) = (wanted, self.bound);
+        a.address == b.address && a.dual_stack == b.dual_stack && a.mode == b.mode
     }
 
     /// Takes over the sockets of `old` that `self` wants and has not opened itself, and what was counted.
@@ -148,6 +176,15 @@ impl Listener {
         if self.bound.udp && self.udp.is_none() {
             (self.udp, self.queued) = (old.udp, old.queued);
         }
+    }
+
+    /// A second descriptor of the socket for datagrams, if that is to answer redirected flows.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn answering_socket(&self) -> io::Result<Option<OwnedFd>> {
+        let socket = self.udp.as_ref().filter(|_| self.bound.mode == Mode::Redirect);
+        socket.map(OwnedFd::try_clone).transpose()
     }
 
     /// The descriptor of `proto`, if it is open.
@@ -190,7 +227,7 @@ impl Listener {
             match socket::accept(fd.as_fd()) {
                 Ok((connection, client)) => {
                     self.accepted += 1;
-                    take_connection(connection, client, self.bound.address.port(), tcp, cx);
+                    take_connection(connection, client, &self.bound, tcp, cx);
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.waiting = false,
                 Err(e) if e.kind() == ErrorKind::Interrupted || sys::accept_may_go_on(&e) => {}
@@ -213,16 +250,11 @@ impl Listener {
                 }
             };
             self.accepted += count as u64;
+            if self.bound.mode == Mode::Redirect {
+                replies.redirects.look_up(batch, count, self.place, cx.now);
+            }
             for slot in 0..count {
-                let Some(datagram) = batch.get(slot) else { continue };
-                match datagram.orig_dst {
-                    None => cx.stats.drop(Drop::NoDestination),
-                    Some(_) if datagram.truncated => cx.stats.drop(Drop::TooLarge),
-                    Some(orig_dst) if came_directly(orig_dst, self.bound.address.port()) => {
-                        cx.stats.drop(Drop::NotIntercepted);
-                    }
-                    Some(orig_dst) => udp.datagram(slot, orig_dst, batch, replies, cx),
-                }
+                self.take_datagram(slot, udp, batch, replies, cx);
             }
             udp.flush(batch, replies, cx);
             if count < SLOTS {
@@ -232,21 +264,41 @@ impl Listener {
         }
         self.queued = true;
     }
+
+    fn take_datagram(&self, slot: usize, udp: &mut Udp, batch: &ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
+        let Some(datagram) = batch.get(slot) else { return };
+        let flow = match self.bound.mode {
+            Mode::Redirect => match replies.redirects.original(slot, batch, cx.stats, cx.now) {
+                Some(flow) => flow,
+                None => return,
+            },
+            Mode::Tproxy => match datagram.orig_dst {
+                Some(orig_dst) => (datagram.from, orig_dst),
+                None => return cx.stats.drop(Drop::NoDestination),
+            },
+        };
+        if datagram.truncated {
+            cx.stats.drop(Drop::TooLarge);
+        } else if came_directly(flow.1, self.bound.address.port()) {
+            cx.stats.drop(Drop::NotIntercepted);
+        } else {
+            udp.datagram(slot, flow, batch, replies, cx);
+        }
+    }
 }
 
 /// Decides where an accepted connection goes, and starts it on its way.
-fn take_connection(connection: OwnedFd, client: SocketAddr, port: u16, tcp: &mut Tcp, cx: &mut Cx<'_>) {
+fn take_connection(connection: OwnedFd, client: SocketAddr, bound: &Bound, tcp: &mut Tcp, cx: &mut Cx<'_>) {
     let refuse = |connection: OwnedFd, reason, cx: &mut Cx<'_>| {
         cx.stats.drop(reason);
         cx.stats.tcp.refused += 1;
         // the close that follows tells the client at once
         let _ = sockopt::set_reset_on_close(connection.as_fd());
     };
-    // TPROXY delivers a connection with its original destination as local address
-    let Ok(orig_dst) = socket::local_address(connection.as_fd()) else {
+    let Ok(orig_dst) = orig_dst_of(connection.as_fd(), client, bound.mode) else {
         return refuse(connection, Drop::NoDestination, cx);
     };
-    if came_directly(orig_dst, port) {
+    if came_directly(orig_dst, bound.address.port()) {
         return refuse(connection, Drop::NotIntercepted, cx);
     }
     let flow = Flow::new(Proto::Tcp, client, orig_dst);
@@ -262,6 +314,16 @@ fn take_connection(connection: OwnedFd, client: SocketAddr, port: u16, tcp: &mut
             cx.stats.drop(Drop::ByRule);
             tcp.silence(connection, (client, orig_dst), verdict.rule, cx);
         }
+    }
+}
+
+/// Where a connection was going.
+fn orig_dst_of(connection: BorrowedFd<'_>, client: SocketAddr, mode: Mode) -> io::Result<SocketAddr> {
+    match mode {
+        // delivered with its original destination as local address; connection tracking is not asked, since a late segment
+        // may have made an entry the wrong way round
+        Mode::Tproxy => socket::local_address(connection),
+        Mode::Redirect => sockopt::original_destination(connection, client.is_ipv4()),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod intercept;
 pub mod mapping;
 pub mod outbound;
 pub mod pipes;
+pub mod redirect;
 pub mod relay;
 pub mod reply;
 pub mod tcp;

@@ -4,7 +4,10 @@
 //! a row go through a socket bound to that sender's address, where the kernel cuts one large buffer into all of them
 //! (`UDP_SEGMENT`); few such sockets are kept, and none for long, since as long as one is bound, a local service that
 //! does not share its port can't bind it (kernel: `inet_rcv_saddr_equal`).
+//!
+//! Flows that were redirected are answered by their listener, and translated back by connection tracking.
 
+use super::redirect::{Redirects, WayBack};
 use crate::proto::packet::{self, UDP_PAYLOAD_MAX, UNREACHABLE_MAX};
 use crate::stats::{Drop, Stats};
 use crate::store::endpoint::Endpoint;
@@ -44,6 +47,8 @@ pub struct Replies {
     /// ICMP errors that may be sent at once.
     allowance: u32,
     refilled: Tick,
+    /// Flows whose addresses were translated on their way here.
+    pub redirects: Redirects,
 }
 
 #[derive(Clone, Copy)]
@@ -86,6 +91,7 @@ impl Replies {
             queue: SendQueue::new(true),
             allowance: ICMP_PER_SECOND,
             refilled: Tick(0),
+            redirects: Redirects::new(0, 0),
         })
     }
 
@@ -117,20 +123,28 @@ impl Replies {
         let mut first = 0;
         while let Some(head) = self.waiting.get(first).copied() {
             let run = self.waiting[first..].iter().take_while(|other| other.from == head.from).count();
-            let bound = if run >= BOUND_FROM { self.bound_to(head.from, now) } else { None };
+            let back = self.redirects.way_back(head.client, head.from, now);
+            let bound = if run >= BOUND_FROM && back.is_none() { self.bound_to(head.from, now) } else { None };
             for waiting in &self.waiting[first..first + run] {
-                self.queue.push(match bound {
-                    Some(_) => Outgoing::new(waiting.slot, (waiting.start, waiting.len), Some(waiting.client)),
-                    None => waiting.raw(batch),
+                self.queue.push(match (back, bound) {
+                    (Some(WayBack { local, peer, .. }), _) => waiting.to(peer).from_source(local.ip()),
+                    (None, Some(_)) => waiting.to(waiting.client),
+                    (None, None) => waiting.raw(batch),
                 });
             }
             first += run;
             let raw = if head.from.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() };
-            let Some(fd) = bound.and_then(|n| self.bound[n].fd.as_ref()).or(raw.map(|sender| &sender.udp)) else {
+            let fd = match (back, bound) {
+                (Some(back), _) => self.redirects.socket(back.listener),
+                (None, Some(n)) => self.bound[n].fd.as_ref().map(AsFd::as_fd),
+                (None, None) => raw.map(|sender| sender.udp.as_fd()),
+            };
+            let Some(fd) = fd else {
                 self.queue.clear();
+                stats.drop(Drop::Unsendable);
                 continue;
             };
-            self.queue.flush(fd.as_fd(), batch, |outgoing, result| match result {
+            self.queue.flush(fd, batch, |outgoing, result| match result {
                 Ok(()) => sent += outgoing.part.1 as u64,
                 Err(e) => stats.drop(if e.kind() == ErrorKind::WouldBlock { Drop::NoRoom } else { Drop::Unsendable }),
             });
@@ -187,6 +201,9 @@ impl Replies {
             return;
         }
         self.allowance -= 1;
+        // what is quoted is the datagram as it arrived: connection tracking translates that, too
+        let back = self.redirects.way_back(client, orig_dst, now);
+        let (client, orig_dst) = back.map_or((client, orig_dst), |back| (back.peer, back.local));
         let Some(sender) = self.sender(client) else { return };
         let mut message = [0; UNREACHABLE_MAX];
         let len = packet::unreachable(kind, mtu, client, orig_dst, payload_len, &mut message);
@@ -202,6 +219,11 @@ impl Replies {
 }
 
 impl Waiting {
+    /// As a socket sends it that has the right address.
+    fn to(&self, client: SocketAddr) -> Outgoing {
+        Outgoing::new(self.slot, (self.start, self.len), Some(client))
+    }
+
     /// As the raw socket sends it: with a UDP header of our own, to a host without a port.
     fn raw(&self, batch: &ReceiveBatch) -> Outgoing {
         let payload = batch.part(self.slot, self.start, self.len);

@@ -110,17 +110,17 @@ impl Udp {
         self.destinations.forget_verdicts();
     }
 
-    /// An intercepted datagram, in `slot` of `batch`, to `orig_dst`. What is to go out is sent by [`Self::flush`] at the
-    /// latest.
+    /// An intercepted datagram, in `slot` of `batch`, from `client` to `orig_dst`. What is to go out is sent by
+    /// [`Self::flush`] at the latest.
     pub fn datagram(
         &mut self,
         slot: usize,
-        orig_dst: SocketAddr,
+        (client, orig_dst): (SocketAddr, SocketAddr),
         batch: &ReceiveBatch,
         replies: &mut Replies,
         cx: &mut Cx<'_>,
     ) {
-        let Some(Datagram { from: client, payload, .. }) = batch.get(slot) else { return };
+        let Some(Datagram { payload, .. }) = batch.get(slot) else { return };
         let cached = self.destinations.find(client.into(), orig_dst.into(), cx.now);
         let decision = match cached {
             Some(Decision::Through(key)) if self.mappings.get(key).is_some() => Decision::Through(key),
