@@ -159,7 +159,8 @@ impl Lab {
             self_mark: 0,
         };
         for slot in 0..self.batch.receive(gate.as_fd()).unwrap() {
-            self.udp.datagram(slot, orig_dst, &self.batch, &mut self.replies, &mut cx);
+            let client = self.batch.get(slot).unwrap().from;
+            self.udp.datagram(slot, (client, orig_dst), &self.batch, &mut self.replies, &mut cx);
         }
         self.udp.flush(&self.batch, &mut self.replies, &mut cx);
     }

@@ -5,7 +5,7 @@ mod ports;
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::error::Error;
 use crate::netfilter::{Facts, Installation, commands, conntrack, load, render};
 use crate::sys::process::{self, Capability};
@@ -106,7 +106,9 @@ pub fn machine(cfg: &Config, needs: Needs) -> Vec<Finding> {
     }
     routes(&mut findings, cfg);
     if let Err(error) = conntrack::probe(cfg.globals.mark) {
-        findings.push(Finding::of(Severity::Warn, &error));
+        // by it alone the process learns where a redirected datagram was going
+        let needed = cfg.listeners.iter().any(|listener| listener.mode == Mode::Redirect && listener.protos.udp);
+        findings.push(Finding::of(if needed { Severity::Fail } else { Severity::Warn }, &error));
     }
     ports::check(&mut findings, cfg);
     findings
@@ -197,13 +199,12 @@ fn rules(findings: &mut Vec<Finding>, cfg: &Config, facts: &Facts) {
         return;
     };
     findings.push(Finding::of(Severity::Fail, &error));
-    for (feature, rule, package) in FEATURES {
-        let text = format!(
-            "add table inet tproxyd_check\n\
-             add chain inet tproxyd_check c {{ type filter hook prerouting priority mangle; }}\n\
-             add rule inet tproxyd_check c {rule}\n"
-        );
-        if load::check(&text).is_err() {
+    let wanted = |kind: &str| match kind {
+        NAT => cfg.listeners.iter().any(|listener| listener.mode == Mode::Redirect),
+        _ => cfg.listeners.iter().any(|listener| listener.mode == Mode::Tproxy),
+    };
+    for (feature, kind, rule, package) in FEATURES.into_iter().filter(|feature| wanted(feature.1)) {
+        if load::check(&small_rules(kind, rule)).is_err() {
             let text = format!("nft or the kernel lacks {feature}");
             findings.push(Finding::new(Severity::Fail, text, format!("install {package}")));
         }
@@ -240,13 +241,25 @@ fn bridges(findings: &mut Vec<Finding>, facts: &Facts) {
     }
 }
 
-/// What the rules are made of: its name, a rule that needs it, and the package of OpenWrt that brings it.
-const FEATURES: [(&str, &str, &str); 4] = [
-    ("tproxy", "meta nfproto ipv4 meta l4proto tcp tproxy ip to :1", "kmod-nft-tproxy"),
-    ("fib", "fib daddr type local", "kmod-nft-fib"),
-    ("connection tracking marks", "ct state new ct mark set 1", "kmod-nft-core"),
-    ("matches on packet marks", "meta mark & 1 == 1", "kmod-nft-core"),
+fn small_rules(kind: &str, rule: &str) -> String {
+    format!(
+        "add table inet tproxyd_check\n\
+         add chain inet tproxyd_check c {{ type {kind}; }}\n\
+         add rule inet tproxyd_check c {rule}\n"
+    )
+}
+
+/// What the rules are made of: its name, the chain and a rule that need it, and the package of OpenWrt that brings it.
+const FEATURES: [(&str, &str, &str, &str); 6] = [
+    ("tproxy", FILTER, "meta nfproto ipv4 meta l4proto tcp tproxy ip to :1", "kmod-nft-tproxy"),
+    ("redirect", NAT, "meta l4proto tcp redirect to :1", "kmod-nft-nat"),
+    ("fib", FILTER, "fib daddr type local", "kmod-nft-fib"),
+    ("fib", NAT, "fib daddr type local", "kmod-nft-fib"),
+    ("connection tracking marks", FILTER, "ct state new ct mark set 1", "kmod-nft-core"),
+    ("matches on packet marks", FILTER, "meta mark & 1 == 1", "kmod-nft-core"),
 ];
+const FILTER: &str = "filter hook prerouting priority mangle";
+const NAT: &str = "nat hook prerouting priority -105";
 
 #[cfg(test)]
 mod tests {
@@ -265,12 +278,9 @@ mod tests {
 
     #[test]
     fn each_feature_is_there_where_the_tests_run() {
-        for (feature, rule, _) in FEATURES {
-            let text = format!(
-                "add table inet t\nadd chain inet t c {{ type filter hook prerouting priority mangle; }}\nadd rule inet t c {rule}\n"
-            );
+        for (feature, kind, rule, _) in FEATURES {
             if process::has_capability(Capability::NetAdmin) {
-                assert!(load::check(&text).is_ok(), "{feature}");
+                assert!(load::check(&small_rules(kind, rule)).is_ok(), "{feature}");
             }
         }
     }

@@ -231,7 +231,11 @@ fn listener(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Li
         name: section.name().to_owned(),
         label: section.text("label"),
         line: section.line,
-        mode: Mode::Tproxy,
+        mode: match section.word("mode") {
+            Some("redirect") => Mode::Redirect,
+            // Modes that this build doesn't have were refused by the schema.
+            _ => Mode::Tproxy,
+        },
         port: section.number("port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
         address,
         device: section.texts("device").into_iter().map(|(_, name)| name).collect(),

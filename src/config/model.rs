@@ -251,8 +251,10 @@ pub struct Listener {
 /// How packets reach a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// nftables TPROXY.
+    /// TPROXY: the packets keep their addresses.
     Tproxy,
+    /// nat REDIRECT, for kernels without TPROXY: connection tracking knows where the packets were going.
+    Redirect,
 }
 
 /// `config outbound`.

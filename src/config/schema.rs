@@ -81,7 +81,7 @@ const GIB: u64 = 1024 * 1024 * KIB;
 pub const MOST_SESSIONS: u64 = 16_384;
 
 const LEVELS: &[Word] = &[has("error"), has("warn"), has("info"), has("debug"), has("trace")];
-const MODES: &[Word] = &[has("tproxy"), later("redirect"), later("plain"), later("http"), later("socks5")];
+const MODES: &[Word] = &[has("tproxy"), has("redirect"), later("plain"), later("http"), later("socks5")];
 const TYPES: &[Word] = &[
     has("direct"),
     later("forward"),

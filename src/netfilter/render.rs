@@ -16,9 +16,10 @@
 use std::fmt::{Arguments, Display, Write};
 
 use super::{Facts, ServerAddress, TABLE};
-use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mark, OnFailure, Set};
+use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mark, Mode, OnFailure, Set};
 
 mod narrowing;
+mod redirecting;
 mod text;
 use narrowing::narrowing;
 use text::{address_ranges, device, host, list, merged};
@@ -98,6 +99,7 @@ impl<'a> Script<'a> {
         self.declare();
         self.fill_sets();
         self.prerouting();
+        self.redirecting();
         self.caught();
         self.live();
         for index in 0..self.active.len() {
@@ -131,6 +133,7 @@ impl<'a> Script<'a> {
             let base = format!("{{ type filter hook {hook} priority mangle; policy accept; }}");
             self.line(format_args!("add chain inet {TABLE} {chain} {base}"));
         }
+        self.declare_redirecting();
         for (set, kind) in [(SERVERS4, "ipv4_addr"), (SERVERS6, "ipv6_addr")] {
             self.line(format_args!("add set inet {TABLE} {set} {{ type {kind} . inet_proto . inet_service; }}"));
         }
@@ -187,11 +190,11 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// The devices of all listeners, and those on which flows of earlier ones live on; each once.
+    /// The devices of all listeners by TPROXY, and those on which flows of earlier ones live on; each once.
     fn all_devices(&self) -> Vec<String> {
         let former = self.facts.former_devices.iter().filter_map(|name| device(name));
         let mut devices = Vec::new();
-        for name in self.active.iter().flat_map(|a| a.devices.iter().copied()).chain(former) {
+        for name in self.by(Mode::Tproxy).flat_map(|a| a.devices.iter().copied()).chain(former) {
             if !devices.iter().any(|known| known == name) {
                 devices.push(name.to_string());
             }
@@ -202,10 +205,17 @@ impl<'a> Script<'a> {
     fn caught(&mut self) {
         let own = matches_mark("meta mark", self.cfg.globals.self_mark);
         let taken = matches_mark("ct mark", self.cfg.globals.mark);
+        self.rule("caught", format_args!(r#"{own} return comment "self_mark""#));
+        self.pass_redirected_by();
+        self.rule("caught", format_args!(r#"{taken} goto live comment "flows that we took before""#));
+        self.rule("caught", r#"ct state != new return comment "flows that began without us""#);
+        self.exclusions("caught");
+        self.ask_listeners("caught");
+    }
+
+    /// What is never taken, whatever the listeners say.
+    fn exclusions(&mut self, chain: &str) {
         let lines: &[&dyn Display] = &[
-            &format_args!(r#"{own} return comment "self_mark""#),
-            &format_args!(r#"{taken} goto live comment "flows that we took before""#),
-            &r#"ct state != new return comment "flows that began without us""#,
             // Where conntrack did not see the beginning, a segment from the middle counts as new (kernel.md section 5).
             &r#"tcp flags & (fin | syn | rst | ack) != syn return comment "not the beginning of a connection""#,
             &r#"fib daddr type { local, broadcast, multicast, anycast } return comment "the router, and everybody""#,
@@ -218,16 +228,20 @@ impl<'a> Script<'a> {
             &format_args!(r#"ip6 daddr @{ON_LINK6} return comment "connected prefixes""#),
         ];
         for line in lines {
-            self.rule("caught", line);
+            self.rule(chain, line);
         }
-        self.ask_listeners("caught");
     }
 
     /// Jumps to every listener's chain, in file order.
     fn ask_listeners(&mut self, chain: &str) {
         let mut rules = Vec::new();
-        for Active { listener, devices, .. } in &self.active {
-            rules.extend(devices.iter().map(|name| format!(r#"iifname "{name}" jump listener_{}"#, listener.name)));
+        for (index, Active { listener, devices, .. }) in self.active.iter().enumerate() {
+            let to = match listener.mode {
+                Mode::Tproxy => "listener",
+                Mode::Redirect if chain == "caught" && self.left_alone().contains(&index) => "left",
+                Mode::Redirect => continue,
+            };
+            rules.extend(devices.iter().map(|name| format!(r#"iifname "{name}" jump {to}_{}"#, listener.name)));
         }
         for rule in rules {
             self.rule(chain, rule);
@@ -250,7 +264,7 @@ impl<'a> Script<'a> {
     /// goes through their narrowing like a first packet.
     fn live_streams(&mut self) {
         for v4 in [true, false] {
-            let streams: Vec<_> = self.active.iter().filter(|a| a.wants("tcp") && a.takes(v4)).collect();
+            let streams: Vec<_> = self.by(Mode::Tproxy).filter(|a| a.wants("tcp") && a.takes(v4)).collect();
             if let [only] = streams[..] {
                 let (family, take) = (family_match(v4), self.take(only, v4));
                 self.rule("live", format_args!("{family} tcp flags & (fin | syn | rst | ack) != syn {take}"));
@@ -264,7 +278,7 @@ impl<'a> Script<'a> {
         let mut rules = Vec::new();
         for v4 in [true, false] {
             for proto in ["tcp", "udp"] {
-                let mut takers = self.active.iter().filter(|a| a.takes(v4) && a.wants(proto)).peekable();
+                let mut takers = self.by(Mode::Tproxy).filter(|a| a.takes(v4) && a.wants(proto)).peekable();
                 let Some(first) = takers.peek().copied() else { continue };
                 let packet = format!("{} meta l4proto {proto}", family_match(v4));
                 let mut served: Vec<&str> = first.devices.clone();
@@ -284,14 +298,27 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// `tproxy` first: without a socket the rule ends there, and nothing is marked.
+    /// `tproxy` first: without a socket the rule ends there, and nothing is marked. A redirected flow is marked for those
+    /// who let what is ours through their `input`, and for its connection tracking entry to be found.
     fn take(&self, active: &Active<'_>, v4: bool) -> String {
-        let Listener { name, port, address, .. } = active.listener;
+        let Listener { name, port, address, mode, .. } = active.listener;
         let family = if v4 { "ip" } else { "ip6" };
-        let to = address.map(host).unwrap_or_default();
+        let to = address.filter(|address| !address.is_unspecified()).map(host).unwrap_or_default();
         let mark = self.cfg.globals.mark;
         let (ct_mark, packet_mark) = (sets_mark("ct mark", mark), sets_mark("meta mark", mark));
-        format!("tproxy {family} to {to}:{port} {ct_mark} {packet_mark} counter name listener_{name} accept")
+        match mode {
+            Mode::Tproxy => {
+                format!("tproxy {family} to {to}:{port} {ct_mark} {packet_mark} counter name listener_{name} accept")
+            }
+            Mode::Redirect => {
+                let to = if to.is_empty() {
+                    format!("redirect to :{port}")
+                } else {
+                    format!("dnat {family} to {to}:{port}")
+                };
+                format!("{ct_mark} {packet_mark} counter name listener_{name} {to}")
+            }
+        }
     }
 
     fn listener(&mut self, index: usize) {

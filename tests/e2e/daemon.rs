@@ -22,6 +22,7 @@ const READY: &[&str] = &["tproxyd", "ready"];
 #[derive(Clone)]
 pub struct Uci {
     globals: Vec<(String, String)>,
+    listener: Vec<(String, String)>,
     outbound: Vec<(String, String)>,
     sections: String,
 }
@@ -29,14 +30,23 @@ pub struct Uci {
 impl Uci {
     /// Everything goes to an outbound of this type.
     pub fn new(outbound_type: &str) -> Uci {
-        let uci = Uci { globals: Vec::new(), outbound: Vec::new(), sections: String::new() };
-        uci.globals(&[("log_level", "debug"), ("default", "out")]).outbound(&[("type", outbound_type)])
+        let uci = Uci { globals: Vec::new(), listener: Vec::new(), outbound: Vec::new(), sections: String::new() };
+        uci.globals(&[("log_level", "debug"), ("default", "out")])
+            .listener(&[("port", "2333"), ("device", "lan0")])
+            .outbound(&[("type", outbound_type)])
     }
 
     /// Sets options of `config globals`.
     #[must_use]
     pub fn globals(mut self, options: &[(&str, &str)]) -> Uci {
         set(&mut self.globals, options);
+        self
+    }
+
+    /// Sets options of the listener `lan`.
+    #[must_use]
+    pub fn listener(mut self, options: &[(&str, &str)]) -> Uci {
+        set(&mut self.listener, options);
         self
     }
 
@@ -64,7 +74,9 @@ impl Uci {
         };
         options(&mut text, &self.globals);
         let _ = writeln!(text, "\toption control '{control}'");
-        text.push_str("\nconfig listener 'lan'\n\toption port '2333'\n\tlist device 'lan0'\n\nconfig outbound 'out'\n");
+        text.push_str("\nconfig listener 'lan'\n");
+        options(&mut text, &self.listener);
+        text.push_str("\nconfig outbound 'out'\n");
         options(&mut text, &self.outbound);
         text.push('\n');
         text + &self.sections

@@ -37,6 +37,11 @@ impl Family {
         self.pick([192, 168, 1, 2], [0xfd00, 1, 0, 0, 0, 0, 0, 2])
     }
 
+    /// The address of [`Lab::second_client`].
+    pub fn second_client(self) -> IpAddr {
+        self.pick([192, 168, 2, 2], [0xfd00, 2, 0, 0, 0, 0, 0, 2])
+    }
+
     /// The router's address towards the server: what a server sees of a relayed or masqueraded flow.
     pub fn router_wan(self) -> IpAddr {
         self.pick([198, 51, 100, 1], [0x2001, 0xdb8, 1, 0, 0, 0, 0, 1])
@@ -152,6 +157,16 @@ impl Lab {
         lab
     }
 
+    /// A client in a second network, on the router's `lan1`. The server has no way back to it.
+    pub fn second_client(&self) -> Namespace {
+        let client = Namespace::new();
+        client.sysctl(&[("ipv6/conf/default/accept_dad", "0"), ("ipv6/conf/all/accept_dad", "0")]);
+        let cable = format!("link add lan1 type veth peer name eth0 netns {}\n{SECOND_NETWORK}", client.path());
+        self.router.tool("ip", &["-batch", "-"], &cable);
+        client.tool("ip", &["-batch", "-"], SECOND_CLIENT);
+        client
+    }
+
     /// Makes the router an ordinary one: it knows its connections, and its own address stands before what it forwards
     /// (v4). The server, like any on the internet, has no way back to the client's private address then.
     pub fn masquerade(&self) {
@@ -164,6 +179,21 @@ impl Lab {
         self.router.tool("nft", &["-f", "-"], FIREWALL);
     }
 }
+
+const SECOND_NETWORK: &str = "
+addr add 192.168.2.1/24 dev lan1
+addr add fd00:2::1/64 dev lan1 nodad
+link set lan1 up
+";
+
+const SECOND_CLIENT: &str = "
+link set lo up
+addr add 192.168.2.2/24 dev eth0
+addr add fd00:2::2/64 dev eth0 nodad
+link set eth0 up
+route add default via 192.168.2.1
+route add ::/0 via fd00:2::1
+";
 
 const MASQUERADE: &str = "
 table inet firewall {

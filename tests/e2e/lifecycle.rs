@@ -19,7 +19,7 @@ use crate::sock::{PATIENCE, connect, exchange, listen, udp};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Everything that the daemon may touch in the router's namespace.
-fn state(lab: &Lab) -> String {
+pub fn state(lab: &Lab) -> String {
     let ip = |args: &[&str]| lab.router.tool("ip", args, "");
     [
         lab.router.tool("nft", &["-s", "list", "ruleset"], ""),
@@ -44,7 +44,7 @@ fn mirrors(lab: &Lab) -> [Mirror; 2] {
 }
 
 /// How a mirror sees a new connection, as the daemon relays it or not.
-fn relayed(lab: &Lab, mirror: &Mirror) -> bool {
+pub fn relayed(lab: &Lab, mirror: &Mirror) -> bool {
     let seen = seen_by_tcp(&lab.client, mirror.at).expect("a connection").ip();
     let family = if mirror.at.is_ipv4() { Family::V4 } else { Family::V6 };
     assert!(seen == family.client() || seen == family.router_wan(), "{seen}");
@@ -52,7 +52,8 @@ fn relayed(lab: &Lab, mirror: &Mirror) -> bool {
 }
 
 /// Connections, and datagrams where the router tells old from new, that were there before the daemon.
-fn survive_start_reload_and_stop(lab: &Lab, datagrams_too: bool) {
+fn survive_start_reload_and_stop(lab: &Lab, way: Way, datagrams_too: bool) {
+    let config = uci(way, Family::V4);
     let mirrors = mirrors(lab);
     let mut old: Vec<_> = mirrors.iter().map(|mirror| connect(&lab.client, mirror.at)).collect();
     let sockets = Family::BOTH.map(|family| udp(&lab.client, family.client(), 0));
@@ -67,10 +68,10 @@ fn survive_start_reload_and_stop(lab: &Lab, datagrams_too: bool) {
         }
     };
     untouched("before");
-    let daemon = Daemon::start(lab, &direct());
+    let daemon = Daemon::start(lab, &config);
     assert!(mirrors.iter().all(|mirror| relayed(lab, mirror)), "new connections are relayed");
     untouched("after the start");
-    daemon.write_config(&direct().globals(&[("log_level", "info")]));
+    daemon.write_config(&config.globals(&[("log_level", "info")]));
     daemon.reload(&["reload"]);
     untouched("after a reload");
     daemon.stop();
@@ -78,18 +79,16 @@ fn survive_start_reload_and_stop(lab: &Lab, datagrams_too: bool) {
     assert!(!mirrors.iter().any(|mirror| relayed(lab, mirror)), "new connections are forwarded again");
 }
 
-#[test]
-fn flows_from_before_the_start_survive_start_reload_and_stop() {
+over_ways!(flows_from_before_the_start_survive_start_reload_and_stop, |way, _family| {
     let lab = Lab::new();
     lab.track_connections();
-    survive_start_reload_and_stop(&lab, true);
-}
+    survive_start_reload_and_stop(&lab, way, true);
+}, tproxy Direct V4, redirect Redirect V4);
 
-/// The kernel takes every first packet that it sees for the beginning of a connection, if nothing has tracked them before.
-#[test]
-fn connections_from_before_the_start_survive_it_even_if_the_router_did_not_track_them() {
-    survive_start_reload_and_stop(&Lab::new(), false);
-}
+// The kernel takes every first packet that it sees for the beginning of a connection, if nothing has tracked them before.
+over_ways!(connections_from_before_the_start_survive_it_even_if_the_router_did_not_track_them, |way, _family| {
+    survive_start_reload_and_stop(&Lab::new(), way, false);
+}, tproxy Direct V4, redirect Redirect V4);
 
 over_the_daemons_ways!(what_is_relayed_survives_a_reload, |way, family| {
     let passage = Passage::open(way, family);
@@ -124,12 +123,11 @@ fn a_reload_with_a_bad_file_changes_nothing_and_says_so() {
     daemon.stop();
 }
 
-#[test]
-fn sigterm_under_load_ends_within_a_second_and_leaves_the_router_as_it_was() {
+over_ways!(sigterm_under_load_ends_within_a_second_and_leaves_the_router_as_it_was, |way, family| {
     let lab = Lab::new();
     let before = state(&lab);
-    let listener = listen(&lab.server, Family::V4.destination(80), 80);
-    let daemon = Daemon::start(&lab, &direct().globals(&[("log_level", "info")]));
+    let listener = listen(&lab.server, family.destination(80), 80);
+    let daemon = Daemon::start(&lab, &uci(way, family).globals(&[("log_level", "info")]));
     let pairs: Vec<_> = (0..200)
         .map(|_| (connect(&lab.client, listener.local_addr().expect("bound")), crate::sock::accept(&listener)))
         .collect();
@@ -152,7 +150,7 @@ fn sigterm_under_load_ends_within_a_second_and_leaves_the_router_as_it_was() {
         assert!(begin.elapsed() < SECOND, "it took {:?}", begin.elapsed());
     });
     assert_eq!(state(&lab), before);
-}
+}, tproxy Direct V4, redirect Redirect V4);
 
 #[test]
 fn killed_with_on_failure_direct_new_connections_work_at_once() {
@@ -169,12 +167,11 @@ fn killed_with_on_failure_direct_new_connections_work_at_once() {
     assert_eq!(state(&lab), before);
 }
 
-#[test]
-fn killed_with_on_failure_direct_a_udp_client_with_a_fixed_port_is_masqueraded_within_a_second() {
+over_ways!(killed_with_on_failure_direct_a_udp_client_with_a_fixed_port_is_masqueraded_within_a_second, |way, family| {
     let lab = Lab::new();
     lab.masquerade();
     let mirror = Mirror::start(&lab.server, Family::V4.destination(80));
-    let daemon = Daemon::start(&lab, &direct());
+    let daemon = Daemon::start(&lab, &uci(way, family));
     let wireguard = udp(&lab.client, Family::V4.client(), 51_820);
     let relayed = seen_by_udp(&wireguard, mirror.at, PATIENCE).expect("an answer");
     assert_eq!(relayed.ip(), Family::V4.router_wan());
@@ -188,12 +185,12 @@ fn killed_with_on_failure_direct_a_udp_client_with_a_fixed_port_is_masqueraded_w
         }
         assert!(begin.elapsed() < SECOND, "the client's datagrams still leave the router with its private address");
     }
-}
+}, tproxy Direct V4, redirect Redirect V4);
 
-over_ways!(killed_with_on_failure_block_nothing_passes_until_a_restart, |_way, family| {
+over_ways!(killed_with_on_failure_block_nothing_passes_until_a_restart, |way, family| {
     let lab = Lab::new();
     let (before, mirror) = (state(&lab), Mirror::start(&lab.server, family.destination(80)));
-    let mut daemon = Daemon::start(&lab, &blocking());
+    let mut daemon = Daemon::start(&lab, &uci(way, family).globals(&[("on_failure", "block")]));
     assert!(relayed(&lab, &mirror));
     let socket = udp(&lab.client, family.client(), 0);
     seen_by_udp(&socket, mirror.at, PATIENCE).expect("an answer");
@@ -209,11 +206,11 @@ over_ways!(killed_with_on_failure_block_nothing_passes_until_a_restart, |_way, f
     seen_by_udp(&socket, mirror.at, PATIENCE).expect("an answer");
     daemon.stop();
     assert_eq!(state(&lab), before);
-}, v4 Direct V4, v6 Direct V6);
+}, v4 Direct V4, v6 Direct V6, redirect_v4 Redirect V4, redirect_v6 Redirect V6);
 
 #[test]
 fn clear_leaves_the_namespace_as_it_was_found_after_any_death_and_may_be_repeated() {
-    for config in [direct(), blocking()] {
+    for config in [direct(), blocking(), uci(Way::Redirect, Family::V4)] {
         let lab = Lab::new();
         lab.masquerade();
         let before = state(&lab);

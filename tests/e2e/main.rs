@@ -27,5 +27,6 @@ mod lifecycle;
 mod limits;
 mod names;
 mod operation;
+mod redirect;
 mod tcp;
 mod udp;

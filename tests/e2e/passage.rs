@@ -18,6 +18,8 @@ pub enum Way {
     Plain,
     /// The daemon relays to the server itself.
     Direct,
+    /// The same, and packets are caught by REDIRECT.
+    Redirect,
     /// The daemon relays through the tests' own SOCKS5 server, which keeps half-closes and resets.
     Socks,
     /// Through microsocks: a real one, TCP only; it ends both sides when one ends.
@@ -48,7 +50,7 @@ impl Passage {
         let (lab, files) = (Lab::new(), TempDir::new());
         let (mut socks, mut proxy) = (None, None);
         match way {
-            Way::Plain | Way::Direct => (),
+            Way::Plain | Way::Direct | Way::Redirect => (),
             Way::Socks => socks = Some(Socks::start(&lab.server, family.proxy(), 1080, Manners::default())),
             Way::Microsocks => proxy = Some(microsocks(&lab, family, &[])),
             Way::Dante => proxy = Some(dante(&lab, &files)),
@@ -93,6 +95,7 @@ pub fn uci(way: Way, family: Family) -> Uci {
     match way {
         Way::Plain => unreachable!("no daemon, no configuration"),
         Way::Direct => Uci::new("direct"),
+        Way::Redirect => Uci::new("direct").listener(&[("mode", "redirect")]),
         Way::Socks | Way::Microsocks | Way::Dante => socks_uci(family),
     }
 }
@@ -139,7 +142,7 @@ socks pass { from: 0/0 to: 0/0 command: connect udpassociate bindreply udpreply 
 macro_rules! over_every_way {
     ($name:ident, $body:expr) => {
         $crate::over_ways!($name, $body, plain_v4 Plain V4, plain_v6 Plain V6, direct_v4 Direct V4,
-            direct_v6 Direct V6, socks_v4 Socks V4, socks_v6 Socks V6);
+            direct_v6 Direct V6, socks_v4 Socks V4, socks_v6 Socks V6, redirect_v4 Redirect V4, redirect_v6 Redirect V6);
     };
 }
 
@@ -147,7 +150,8 @@ macro_rules! over_every_way {
 #[macro_export]
 macro_rules! over_the_daemons_ways {
     ($name:ident, $body:expr) => {
-        $crate::over_ways!($name, $body, direct_v4 Direct V4, direct_v6 Direct V6, socks_v4 Socks V4, socks_v6 Socks V6);
+        $crate::over_ways!($name, $body, direct_v4 Direct V4, direct_v6 Direct V6, socks_v4 Socks V4, socks_v6 Socks V6,
+            redirect_v4 Redirect V4, redirect_v6 Redirect V6);
     };
 }
 
@@ -155,7 +159,8 @@ macro_rules! over_the_daemons_ways {
 #[macro_export]
 macro_rules! over_plain_and_direct {
     ($name:ident, $body:expr) => {
-        $crate::over_ways!($name, $body, plain_v4 Plain V4, plain_v6 Plain V6, direct_v4 Direct V4, direct_v6 Direct V6);
+        $crate::over_ways!($name, $body, plain_v4 Plain V4, plain_v6 Plain V6, direct_v4 Direct V4, direct_v6 Direct V6,
+            redirect_v4 Redirect V4, redirect_v6 Redirect V6);
     };
 }
 

@@ -143,7 +143,7 @@ over_every_way!(the_client_sees_whom_it_called_and_the_server_sees_the_outbound,
     let seen = server.peer_addr().expect("connected").ip();
     match way {
         Way::Plain => assert_eq!(seen, family.client()),
-        Way::Direct => assert_eq!(seen, family.router_wan()),
+        Way::Direct | Way::Redirect => assert_eq!(seen, family.router_wan()),
         _ => assert!(seen != family.client() && seen != family.router_wan(), "{seen}"),
     }
     drop(client);

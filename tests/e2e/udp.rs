@@ -47,6 +47,11 @@ fn datagrams_of_every_size_come_back_whole_in_any_order_direct() {
     every_size_comes_back(Way::Direct, &[0, 1, 1_472, 1_473, 9_000, 65_507]);
 }
 
+#[test]
+fn datagrams_of_every_size_come_back_whole_in_any_order_redirected() {
+    every_size_comes_back(Way::Redirect, &[0, 1, 1_472, 1_473, 9_000, 65_507]);
+}
+
 /// The header of RFC 1928 section 7 takes 10 octets (22 with an IPv6 address) from the 65,507 that fit IPv4.
 #[test]
 fn datagrams_of_every_size_that_socks5_can_carry_come_back_whole_in_any_order() {
@@ -90,7 +95,7 @@ over_ways!(one_client_port_keeps_one_outside_port_for_200_destinations, |way, fa
     assert_eq!(answers, expected);
 },
     plain_v4 Plain V4, plain_v6 Plain V6, direct_v4 Direct V4, direct_v6 Direct V6, socks_v4 Socks V4, socks_v6 Socks V6,
-    dante_v4 Dante V4); // Dante 1.4.2 forgets all but the first IPv6 destination of an association
+    redirect_v4 Redirect V4, redirect_v6 Redirect V6, dante_v4 Dante V4); // Dante 1.4.2 forgets all but the first IPv6 destination of an association
 
 over_plain_and_direct!(a_third_party_reaches_the_client_and_is_answered_from_the_same_port, |way, family| {
     let passage = Passage::open(way, family);
@@ -124,7 +129,7 @@ over_every_way!(the_server_sees_one_outside_address_of_the_outbound, |way, famil
     let seen = receive(&server).1;
     match way {
         Way::Plain => assert_eq!(seen, client.local_addr().expect("bound")),
-        Way::Direct => assert_eq!(seen.ip(), family.router_wan()),
+        Way::Direct | Way::Redirect => assert_eq!(seen.ip(), family.router_wan()),
         _ => assert!(seen.ip() != family.client() && seen.ip() != family.router_wan(), "{seen}"),
     }
 });

@@ -56,7 +56,7 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("globals", "option reclassify yes", "globals reclassify 'yes'"),
         ("globals", "option drop_stale on", "globals drop_stale 'on'"),
         ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
-        ("listener", "option mode redirect", "listener mode 'redirect'"),
+        ("listener", "option mode plain", "listener mode 'plain'"),
         ("listener", "option mode socks5", "listener mode 'socks5'"),
         ("listener", "option router 1", "listener router '1'"),
         ("direct", "option keep_source 1", "outbound keep_source '1'"),

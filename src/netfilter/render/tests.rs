@@ -141,6 +141,19 @@ fn every_way_of_narrowing_and_a_block_when_the_daemon_is_gone() {
 }
 
 #[test]
+fn redirection_before_and_behind_listeners_by_tproxy() {
+    let mut first = listener("first", 2334);
+    first.mode = Mode::Redirect;
+    first.protos = Protos { tcp: true, udp: false };
+    let mut last = listener("last", 2335);
+    (last.mode, last.device, last.address) =
+        (Mode::Redirect, vec!["lan1".into()], Some("192.168.2.1".parse().unwrap()));
+    let cfg = config(vec![first, listener("lan", 2333), last]);
+    golden("redirect.nft", &render(&cfg, &facts(&cfg)));
+    loads(&render_block(&cfg, &facts(&cfg)));
+}
+
+#[test]
 fn before_the_daemon_runs_a_block_drops_what_it_would_take_and_redirects_nothing() {
     let cfg = narrowed();
     let text = render_block(&cfg, &facts(&cfg));
