@@ -15,7 +15,8 @@ use super::{Env, auto};
 /// Builds all of it. What is wrong is reported, and the configuration then not to be used.
 pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, report: &mut Report<'_>) -> Config {
     let (sets, set_places) = sets::build(sections, env, open, report);
-    let names = Names { outbounds: outbound_places(sections, report), sets: set_places };
+    let set_types = sets.iter().map(|set| matches!(set.entries, Entries::Domains(_))).collect();
+    let names = Names { outbounds: outbound_places(sections, report), sets: set_places, set_types };
     let enabled =
         |kind: &'static str| sections.iter().filter(move |section| section.of.name == kind && section.enabled);
 
@@ -43,6 +44,8 @@ pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, re
 struct Names {
     outbounds: BTreeMap<String, OutboundPlace>,
     sets: BTreeMap<String, u16>,
+    /// For each set whether it has domains, not networks.
+    set_types: Vec<bool>,
 }
 
 enum OutboundPlace {
@@ -101,7 +104,7 @@ impl Names {
             let Value::Addresses { not, what } = value else { continue };
             let what = match what {
                 Addresses::Range { range, .. } => AddressMatch::Range(range),
-                Addresses::Set(name) => match self.set(section, option, &name, line, report) {
+                Addresses::Set(name) => match self.set(section, (option, false), &name, line, report) {
                     Some(place) => AddressMatch::Set(place),
                     None => continue,
                 },
@@ -119,7 +122,7 @@ impl Names {
             let Value::Domain { not, what } = value else { continue };
             let what = match what {
                 Domains::Name { name, only_itself } => DomainMatch::Name { name, only_itself },
-                Domains::Set(name) => match self.set(section, option, &name, line, report) {
+                Domains::Set(name) => match self.set(section, (option, true), &name, line, report) {
                     Some(place) => DomainMatch::Set(place),
                     None => continue,
                 },
@@ -129,14 +132,27 @@ impl Names {
         matches
     }
 
-    /// The place of a set; that there is none is reported.
-    fn set(&self, section: &Checked<'_>, option: &str, name: &str, line: u32, report: &mut Report<'_>) -> Option<u16> {
-        let place = self.sets.get(name).copied();
-        if place.is_none() {
+    /// The place of a set, of domains or not; that there is none is reported.
+    fn set(
+        &self,
+        section: &Checked<'_>,
+        (option, of_domains): (&str, bool),
+        name: &str,
+        line: u32,
+        report: &mut Report<'_>,
+    ) -> Option<u16> {
+        let title = &section.title;
+        let Some(place) = self.sets.get(name).copied() else {
             let hint = near(name, self.sets.keys().map(String::as_str), "config set");
-            report.error(line, format!("{}: {option} '@{}' is no set; {hint}", section.title, shown(name)));
+            report.error(line, format!("{title}: {option} '@{}' is no set; {hint}", shown(name)));
+            return None;
+        };
+        if self.set_types.get(usize::from(place)) != Some(&of_domains) {
+            let (is, wanted) = if of_domains { ("networks", "domain") } else { ("domains", "net") };
+            report.error(line, format!("{title}: {option} '@{name}' has {is}; expected a set of type {wanted}"));
+            return None;
         }
-        place
+        Some(place)
     }
 }
 
@@ -301,7 +317,10 @@ fn rule(section: &Checked<'_>, names: &Names, sets: &[Set], report: &mut Report<
         active: true,
         protos: section.protos(),
         families: section.families(),
+        device: section.names("device"),
+        network: section.names("network"),
         src_ip: names.addresses(section, "src_ip", report),
+        src_mac: section.macs("src_mac"),
         src_port: section.ports("src_port"),
         dest_ip: names.addresses(section, "dest_ip", report),
         dest_port: section.ports("dest_port"),
@@ -310,7 +329,8 @@ fn rule(section: &Checked<'_>, names: &Names, sets: &[Set], report: &mut Report<
     };
     cross::families_that_meet(section, "src_ip", rule.families, &rule.src_ip, report);
     cross::families_that_meet(section, "dest_ip", rule.families, &rule.dest_ip, report);
-    let missing = cross::incomplete_exclusion([&rule.src_ip, &rule.dest_ip], sets);
+    let missing = cross::incomplete_exclusion([&rule.src_ip, &rule.dest_ip], sets)
+        .or_else(|| cross::incomplete_domains(&rule.domain, sets));
     if let Some(set) = missing {
         let message = format!("{} is inactive: it excludes set '{}', which is not complete", section.title, set.name);
         report.warn(section.line, message);

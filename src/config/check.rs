@@ -329,6 +329,18 @@ impl Checked<'_> {
         self.values(name).into_iter().filter_map(port).collect()
     }
 
+    /// Names of which a `!` before them excludes.
+    pub(super) fn names(&self, name: &str) -> Values<String> {
+        let mut names = Values::default();
+        for (_, text) in self.texts(name) {
+            match text.strip_prefix('!') {
+                Some(excluded) => names.not.push(excluded.to_owned()),
+                None => names.plain.push(text),
+            }
+        }
+        names
+    }
+
     pub(super) fn macs(&self, name: &str) -> Values<Mac> {
         let mut macs = Values::default();
         for (_, value) in self.values(name) {

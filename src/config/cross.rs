@@ -110,6 +110,15 @@ pub(super) fn incomplete_exclusion<'s>(kinds: [&Values<AddressMatch>; 2], sets: 
     excluded.filter_map(set).find(|set| set.incomplete)
 }
 
+/// The first `!@set` of domains that is incomplete.
+pub(super) fn incomplete_domains<'s>(domains: &Values<DomainMatch>, sets: &'s [Set]) -> Option<&'s Set> {
+    let set = |what: &DomainMatch| match what {
+        DomainMatch::Set(place) => sets.get(usize::from(*place)),
+        DomainMatch::Name { .. } => None,
+    };
+    domains.not.iter().filter_map(set).find(|set| set.incomplete)
+}
+
 /// Warns of a rule whose addresses are all of a family that it doesn't have.
 pub(super) fn families_that_meet(
     section: &Checked<'_>,
@@ -131,8 +140,9 @@ pub(super) fn families_that_meet(
 pub(super) fn rules_never_reached(rules: &[Rule], report: &mut Report<'_>) {
     let everything = |rule: &Rule| {
         let all = Protos { tcp: true, udp: true } == rule.protos && Families { v4: true, v6: true } == rule.families;
-        let addresses = rule.src_ip.is_empty() && rule.dest_ip.is_empty();
-        all && addresses && rule.src_port.is_empty() && rule.dest_port.is_empty() && rule.domain.is_empty()
+        let client = rule.device.is_empty() && rule.network.is_empty() && rule.src_mac.is_empty();
+        let addresses = rule.src_ip.is_empty() && rule.dest_ip.is_empty() && rule.domain.is_empty();
+        all && client && addresses && rule.src_port.is_empty() && rule.dest_port.is_empty()
     };
     let mut active = rules.iter().filter(|rule| rule.active);
     if let (Some(first), Some(next)) = (active.by_ref().find(|rule| everything(rule)), active.next()) {

@@ -14,10 +14,13 @@ mod auto;
 mod build;
 mod check;
 mod cross;
+pub mod domains;
 pub mod load;
 pub mod model;
+pub mod nets;
 mod report;
 pub mod schema;
+mod set_line;
 mod sets;
 mod uci;
 mod value;
@@ -25,8 +28,10 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use domains::DomainSet;
 pub use load::load;
 pub use model::*;
+pub use nets::NetSet;
 pub use report::{Errors, MOST_KEPT, Problem};
 
 /// What the configuration depends on besides its text.

@@ -2,7 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::domains::DomainSet;
+use super::nets::NetSet;
 
 /// A whole configuration file, validated. A reload builds a new one and compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -331,7 +335,7 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// `config set` of type `net`: merged and sorted ranges, v4 before v6.
+/// `config set`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
     /// Section name.
@@ -340,10 +344,47 @@ pub struct Set {
     pub label: Option<String>,
     /// Line of the section in its file.
     pub line: u32,
-    /// Disjoint, not even touching, ascending.
-    pub ranges: Vec<IpRange>,
+    /// What is in it.
+    pub entries: Entries,
     /// A list file was missing or the set is empty: a rule that says `!@name` is inactive.
     pub incomplete: bool,
+}
+
+/// What is in a set. Shared between a configuration, its copies, and who looks up in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entries {
+    /// `option type 'net'`.
+    Nets(Arc<NetSet>),
+    /// `option type 'domain'`.
+    Domains(Arc<DomainSet>),
+}
+
+impl Entries {
+    /// The networks; those of a set of domains are none.
+    pub fn nets(&self) -> &NetSet {
+        match self {
+            Entries::Nets(nets) => nets,
+            Entries::Domains(_) => &super::nets::NOTHING,
+        }
+    }
+
+    /// The domains; those of a set of networks are none.
+    pub fn domains(&self) -> &DomainSet {
+        match self {
+            Entries::Nets(_) => super::domains::NOTHING.get_or_init(DomainSet::default),
+            Entries::Domains(domains) => domains,
+        }
+    }
+
+    /// True if there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.nets().is_empty() && self.domains().is_empty()
+    }
+
+    /// Bytes that they take.
+    pub fn memory(&self) -> usize {
+        self.nets().memory() + self.domains().memory()
+    }
 }
 
 /// `config rule`.
@@ -361,8 +402,14 @@ pub struct Rule {
     pub protos: Protos,
     /// `option family`.
     pub families: Families,
+    /// `list device`: interface names, a trailing `*` is a wildcard.
+    pub device: Values<String>,
+    /// `list network`: OpenWrt network names, to be resolved to devices.
+    pub network: Values<String>,
     /// `list src_ip`.
     pub src_ip: Values<AddressMatch>,
+    /// `list src_mac`.
+    pub src_mac: Values<Mac>,
     /// `list src_port`.
     pub src_port: Values<PortRange>,
     /// `list dest_ip`.

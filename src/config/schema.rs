@@ -206,9 +206,9 @@ const OUTBOUND: &[Opt] = &[
 ];
 
 const SET: &[Opt] = &[
-    opt("type", Kind::Word(&[has("net"), later("domain")]), "net", "what its entries are"),
+    opt("type", Kind::Word(&[has("net"), has("domain")]), "net", "what its entries are"),
     opt("label", Kind::Text, "", "text shown to people"),
-    opt("entry", Kind::Entry, "", "an address, prefix or range").many(),
+    opt("entry", Kind::Entry, "", "a network or domain").many(),
     opt("loadfile", Kind::Path, "", "files with one entry per line").many(),
     opt("strict", Kind::Flag, "1", "0: a bad line is reported and skipped"),
     opt("url", Kind::Url, "", "where `update-sets` gets it from").later(),

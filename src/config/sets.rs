@@ -1,15 +1,18 @@
-//! Sets of networks: entries and list files → merged ranges. Files are read line by line, never as a whole.
+//! Sets: entries and list files → what can be looked up in. Files are read line by line, never held.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Read};
-use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Env;
 use super::address::ip_range;
 use super::check::Checked;
-use super::model::{IpRange, Set};
+use super::domains::{Collected, DomainSet};
+use super::model::{Entries, Set};
+use super::nets::NetSet;
 use super::report::Report;
+use super::set_line::domains as domains_of;
 
 /// Opens a list file.
 pub(super) type Open<'o> = dyn FnMut(&Path) -> io::Result<Box<dyn BufRead>> + 'o;
@@ -23,7 +26,8 @@ pub(super) fn build(
 ) -> (Vec<Set>, BTreeMap<String, u16>) {
     let mut sets = Vec::new();
     let mut places = BTreeMap::new();
-    let mut budget = Budget { left: most_ranges(env.total_memory), most: most_ranges(env.total_memory) };
+    let most = most_memory(env.total_memory);
+    let mut budget = Budget { left: most, most };
     for section in checked.iter().filter(|section| section.of.name == "set") {
         let Ok(place) = u16::try_from(sets.len()) else {
             report.error(section.line, format!("more than {} sets", u16::MAX));
@@ -35,71 +39,120 @@ pub(super) fn build(
     (sets, places)
 }
 
-/// Ranges that all sets together may have; a set that is too large must not take the router's memory.
+/// Bytes that all sets together may take; a set that is too large must not take the router's memory.
 struct Budget {
     left: usize,
     most: usize,
 }
 
-/// One range for each KiB of memory: at 34 bytes a range and two copies during a reload, that is 7 %.
-fn most_ranges(total_memory: u64) -> usize {
-    usize::try_from(total_memory / 1024).unwrap_or(usize::MAX).clamp(16_384, 4_194_304)
+/// With two copies during a reload that is 7 % of the memory, or 557 KiB of a machine with very little.
+fn most_memory(total_memory: u64) -> usize {
+    usize::try_from(total_memory / 28).unwrap_or(usize::MAX).clamp(557 << 10, 142 << 20)
+}
+
+/// What is being read.
+enum Reading {
+    Nets(NetSet),
+    Domains(Collected),
+}
+
+impl Reading {
+    /// Adds the entries of one line, and says whether there were some.
+    fn line(&mut self, line: &str) -> Result<bool, String> {
+        match self {
+            Reading::Nets(nets) => {
+                let entry = line.split('#').next().unwrap_or_default().trim();
+                if entry.is_empty() {
+                    return Ok(false);
+                }
+                nets.push(ip_range(entry)?.0);
+                Ok(true)
+            }
+            Reading::Domains(domains) => {
+                let before = domains.len();
+                domains_of(line, &mut |name, only_itself| domains.push(name, only_itself))?;
+                Ok(domains.len() > before)
+            }
+        }
+    }
+
+    fn memory(&self) -> usize {
+        match self {
+            Reading::Nets(nets) => nets.memory(),
+            Reading::Domains(domains) => DomainSet::memory_for(domains.len()),
+        }
+    }
+
+    /// False if there is more than `most` bytes, even without what is there twice.
+    fn fits(&mut self, most: usize) -> bool {
+        if self.memory() > most {
+            match self {
+                Reading::Nets(nets) => nets.finish(),
+                Reading::Domains(domains) => domains.merge(),
+            }
+        }
+        self.memory() <= most
+    }
+
+    fn finish(self) -> Entries {
+        match self {
+            Reading::Nets(mut nets) => {
+                nets.finish();
+                Entries::Nets(Arc::new(nets))
+            }
+            Reading::Domains(domains) => Entries::Domains(Arc::new(domains.finish())),
+        }
+    }
 }
 
 fn build_one(section: &Checked<'_>, budget: &mut Budget, open: &mut Open<'_>, report: &mut Report<'_>) -> Set {
-    let mut set = Set {
-        name: section.name().to_owned(),
-        label: section.text("label"),
-        line: section.line,
-        ranges: Vec::new(),
-        incomplete: false,
-    };
     let strict = section.flag("strict");
-    if section.word("type") != Some("net") {
-        return set;
-    }
+    let mut incomplete = false;
+    let mut reading = match section.word("type") {
+        Some("domain") => Reading::Domains(Collected::default()),
+        _ => Reading::Nets(NetSet::default()),
+    };
     for (line, entry) in section.texts("entry") {
-        match ip_range(&entry) {
-            Ok((range, stray_bits)) => {
-                if stray_bits {
-                    report
-                        .warn(line, format!("{}: entry '{entry}' is taken to begin at {}", section.title, range.first));
-                }
-                set.ranges.push(range);
-            }
+        if matches!(reading, Reading::Nets(_))
+            && let Ok((range, true)) = ip_range(&entry)
+        {
+            report.warn(line, format!("{}: entry '{entry}' is taken to begin at {}", section.title, range.first));
+        }
+        match reading.line(&entry) {
+            Ok(_) => {}
             Err(wrong) if strict => report.error(line, format!("{}: entry {wrong}", section.title)),
             Err(wrong) => report.warn(line, format!("{}: entry {wrong}; skipped", section.title)),
         }
     }
     for (line, path) in section.texts("loadfile") {
         let mut file = ListFile { path: &path, at: line, strict, bad: 0, entries: 0 };
-        let fits = open(Path::new(&path)).and_then(|mut lines| file.read(&mut *lines, &mut set.ranges, budget, report));
+        let fits = open(Path::new(&path)).and_then(|mut lines| file.read(&mut *lines, &mut reading, budget, report));
         match fits {
             Err(why) => {
                 report.warn(line, format!("{}: cannot read {path}: {why}; it counts as empty", section.title));
-                set.incomplete = true;
+                incomplete = true;
             }
             Ok(false) => {
-                let most = budget.most;
-                let message =
-                    format!("{}: more than {most} ranges in all sets: too many for this memory", section.title);
+                let most = budget.most >> 10;
+                let message = format!("{}: more than {most} KiB in all sets: too many for this memory", section.title);
                 report.error(line, message);
                 break;
             }
             Ok(true) if file.entries == 0 => {
                 report.warn(line, format!("{}: {path} has no entry", section.title));
-                set.incomplete = true;
+                incomplete = true;
             }
             Ok(true) => {}
         }
     }
-    set.ranges = merged(set.ranges);
-    if set.ranges.is_empty() && !set.incomplete {
+    let entries = reading.finish();
+    if entries.is_empty() && !incomplete {
         report.warn(section.line, format!("{} is empty", section.title));
-        set.incomplete = true;
+        incomplete = true;
     }
-    budget.left = budget.left.saturating_sub(set.ranges.len());
-    set
+    budget.left = budget.left.saturating_sub(entries.memory());
+    let (name, label) = (section.name().to_owned(), section.text("label"));
+    Set { name, label, line: section.line, entries, incomplete }
 }
 
 struct ListFile<'p> {
@@ -112,11 +165,11 @@ struct ListFile<'p> {
 }
 
 impl ListFile<'_> {
-    /// Adds the file's ranges. False if there are more than the budget has left.
+    /// Adds the file's entries. False if there are more than the budget has left.
     fn read(
         &mut self,
         lines: &mut dyn BufRead,
-        ranges: &mut Vec<IpRange>,
+        reading: &mut Reading,
         budget: &Budget,
         report: &mut Report<'_>,
     ) -> io::Result<bool> {
@@ -124,23 +177,12 @@ impl ListFile<'_> {
         let mut number = 0;
         while read_line(lines, &mut buffer)? {
             number += 1;
-            let text = String::from_utf8_lossy(&buffer);
-            let entry = text.split('#').next().unwrap_or_default().trim();
-            if entry.is_empty() {
-                continue;
-            }
-            match ip_range(entry) {
-                Ok((range, _)) => {
-                    self.entries += 1;
-                    ranges.push(range);
-                }
+            match reading.line(&String::from_utf8_lossy(&buffer)) {
+                Ok(some) => self.entries += u32::from(some),
                 Err(wrong) => self.bad_line(number, wrong, report),
             }
-            if ranges.len() > budget.left {
-                *ranges = merged(std::mem::take(ranges));
-                if ranges.len() > budget.left {
-                    return Ok(false);
-                }
+            if !reading.fits(budget.left) {
+                return Ok(false);
             }
         }
         if self.bad > MOST_BAD_LINES {
@@ -176,29 +218,6 @@ fn read_line(lines: &mut dyn BufRead, buffer: &mut Vec<u8>) -> io::Result<bool> 
     Ok(read > 0)
 }
 
-/// Ascending, disjoint and not touching; IPv4 first.
-pub(super) fn merged(mut ranges: Vec<IpRange>) -> Vec<IpRange> {
-    ranges.sort_unstable();
-    ranges.dedup_by(|next, before| {
-        let touches = before.last >= next.first || successor(before.last) == Some(next.first);
-        if touches && before.last.is_ipv4() == next.first.is_ipv4() {
-            before.last = before.last.max(next.last);
-            return true;
-        }
-        false
-    });
-    ranges.shrink_to_fit();
-    ranges
-}
-
-/// The next address of the family.
-fn successor(address: IpAddr) -> Option<IpAddr> {
-    match address {
-        IpAddr::V4(address) => u32::from(address).checked_add(1).map(|next| IpAddr::V4(next.into())),
-        IpAddr::V6(address) => u128::from(address).checked_add(1).map(|next| IpAddr::V6(next.into())),
-    }
-}
-
 /// Bytes of a line in a list file that are looked at; a comment may be longer.
 const LONGEST_LINE: u64 = 1024;
 
@@ -208,23 +227,6 @@ const MOST_BAD_LINES: u32 = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn ranges(texts: &[&str]) -> Vec<IpRange> {
-        texts.iter().map(|text| ip_range(text).unwrap().0).collect()
-    }
-
-    #[test]
-    fn overlapping_and_touching_ranges_become_one() {
-        let mixed = ["192.0.2.0/25", "2001:db8::/64", "192.0.2.128/25", "192.0.2.7", "10.0.0.0/8", "2001:db8:0:1::/64"];
-        assert_eq!(merged(ranges(&mixed)), ranges(&["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/63"]));
-    }
-
-    #[test]
-    fn the_ends_of_the_address_space_do_not_run_over() {
-        let all = ["0.0.0.0/0", "255.255.255.255", "::/0", "ffff::/16", "::"];
-        assert_eq!(merged(ranges(&all)), ranges(&["0.0.0.0/0", "::/0"]));
-    }
 
     #[test]
     fn a_line_of_any_length_is_one_line() {
@@ -238,24 +240,5 @@ mod tests {
         assert!(read_line(&mut lines, &mut buffer).unwrap());
         assert_eq!(buffer.len(), 1024);
         assert!(!read_line(&mut lines, &mut buffer).unwrap());
-    }
-
-    proptest! {
-        #[test]
-        fn merging_keeps_exactly_the_same_addresses(pairs in prop::collection::vec((0u8..64, 0u8..64), 0..20)) {
-            let address = |n: u8| IpAddr::from([192, 0, 2, n]);
-            let given: Vec<IpRange> = pairs
-                .iter()
-                .map(|(a, b)| IpRange { first: address(*a.min(b)), last: address(*a.max(b)) })
-                .collect();
-            let merged = merged(given.clone());
-            for n in 0..=65 {
-                let inside = |ranges: &[IpRange]| ranges.iter().any(|r| (r.first..=r.last).contains(&address(n)));
-                prop_assert_eq!(inside(&given), inside(&merged));
-            }
-            for pair in merged.windows(2) {
-                prop_assert!(successor(pair[0].last).unwrap() < pair[1].first);
-            }
-        }
     }
 }

@@ -164,7 +164,8 @@ fn a_set_is_merged_from_entries_and_files() {
     let text = "config set s\n list entry 192.0.2.0/25\n option loadfile '/a /b'";
     let config = read_with(text, &[("/a", "# a\n192.0.2.128/25 # half\r\n\n"), ("/b", "2001:db8::/32\n192.0.2.7\n")]);
     let set = config.unwrap().sets.remove(0);
-    let shown: Vec<String> = set.ranges.iter().map(|range| format!("{}-{}", range.first, range.last)).collect();
+    let shown: Vec<String> =
+        set.entries.nets().ranges().map(|range| format!("{}-{}", range.first, range.last)).collect();
     assert_eq!(shown, ["192.0.2.0-192.0.2.255", "2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"]);
     assert!(!set.incomplete);
 }
@@ -202,7 +203,7 @@ fn a_bad_line_of_a_list_is_an_error_or_skipped_as_strict_says() {
     assert_eq!(errors, format!("{in_file}\n{in_entry}"));
     let config = read_with(&format!("{text} option strict 0\n{LISTENER}"), &files).unwrap();
     assert_eq!(config.warnings, [format!("{in_file}; skipped"), format!("{in_entry}; skipped")]);
-    assert!(config.sets[0].ranges.len() == 1 && !config.sets[0].incomplete);
+    assert!(config.sets[0].entries.nets().len() == 1 && !config.sets[0].incomplete);
 }
 
 #[test]
@@ -214,7 +215,7 @@ fn a_list_file_full_of_bad_lines_is_told_in_short() {
 
 #[test]
 fn a_set_too_large_for_the_memory_is_refused() {
-    let many: String = (0..20_000u32).map(|n| format!("10.{}.{}.1\n", n >> 8 & 255, n & 255)).collect();
+    let many: String = (0..100_000u32).map(|n| format!("1{}.{}.{}.1\n", n >> 16, n >> 8 & 255, n & 255)).collect();
     let small = Env { total_memory: 8 << 20, descriptors: u64::MAX };
     let read = |env| {
         parse("f", b"config set s\n list loadfile /a\n", &env, &mut |_| {
@@ -222,8 +223,8 @@ fn a_set_too_large_for_the_memory_is_refused() {
         })
     };
     let errors = read(small).unwrap_err().to_string();
-    assert_eq!(errors, "f:2: set 's': more than 16384 ranges in all sets: too many for this memory");
-    assert_eq!(read(ROUTER).unwrap().sets[0].ranges.len(), 20_000);
+    assert_eq!(errors, "f:2: set 's': more than 557 KiB in all sets: too many for this memory");
+    assert_eq!(read(ROUTER).unwrap().sets[0].entries.nets().len(), 100_000);
 }
 
 #[test]
@@ -287,7 +288,7 @@ fn load_reads_real_files_and_says_when_it_cannot() {
     let config = load(&file);
     let gone = load(&directory.join("gone")).unwrap_err().to_string();
     std::fs::remove_dir_all(&directory).unwrap();
-    assert_eq!(config.unwrap().sets[0].ranges.len(), 1);
+    assert_eq!(config.unwrap().sets[0].entries.nets().len(), 1);
     assert!(gone.ends_with("gone: cannot read it: No such file or directory (os error 2)"), "{gone}");
     assert!(load::total_memory() > 0);
 }
@@ -296,4 +297,35 @@ fn load_reads_real_files_and_says_when_it_cannot() {
 fn a_file_larger_than_a_mebibyte_is_refused() {
     let text = " ".repeat(LARGEST_FILE + 1);
     assert_eq!(read(&text).unwrap_err().to_string(), "f: larger than 1024 KiB; put long lists into loadfile");
+}
+
+/// The figures of the README; `cargo test --release -- --ignored --nocapture full_size` prints them.
+#[test]
+#[ignore = "a second of work, and figures for people"]
+fn lists_of_full_size_load_in_less_than_a_second() {
+    use std::fmt::Write;
+    let mut nets = String::new();
+    for n in 0..250_000u32 {
+        let _ = writeln!(nets, "{}.{}.{}.0/25", 1 + n / 65_536 * 7, n >> 8 & 255, n & 255);
+    }
+    let mut names = String::new();
+    for n in 0..200_000u32 {
+        let _ = writeln!(names, "host-{n}.{}.example", n % 1000);
+    }
+    for (kind, list, entries) in [("net", &nets, 250_000), ("domain", &names, 200_000)] {
+        let text = format!("config set s\n option type {kind}\n list loadfile /list");
+        let begin = std::time::SystemTime::now();
+        let config = parse("f", text.as_bytes(), &ROUTER, &mut |_| {
+            Ok(Box::new(Cursor::new(list.clone().into_bytes())) as Box<dyn BufRead>)
+        })
+        .unwrap();
+        let took = begin.elapsed().unwrap();
+        let (held, bytes) = match &config.sets[0].entries {
+            Entries::Nets(nets) => (nets.len(), nets.memory()),
+            Entries::Domains(domains) => (domains.len(), domains.memory()),
+        };
+        println!("{kind}: {held} entries in {took:?}, {:.1} bytes each", bytes as f64 / held as f64);
+        assert_eq!(held, entries);
+        assert!(took.as_secs() < 1, "{took:?}");
+    }
 }

@@ -150,7 +150,8 @@ impl<'a> Script<'a> {
             for (v4, family, kind) in [(true, 4, "ipv4_addr"), (false, 6, "ipv6_addr")] {
                 let name = set_name(family, set);
                 self.line(format_args!("add set inet {TABLE} {name} {{ type {kind}; flags interval; }}"));
-                fill(&mut self.out, &name, &address_ranges(&set.ranges, v4));
+                let ranges: Vec<_> = set.entries.nets().ranges().collect();
+                fill(&mut self.out, &name, &address_ranges(&ranges, v4));
             }
         }
     }
@@ -387,7 +388,8 @@ fn usable_families(listener: &Listener, kernel: Families) -> Families {
 /// still use the old one, and one that doesn't change need not be filled again. FNV-1a, 32 bits.
 fn set_name(family: u8, set: &Set) -> String {
     let hash = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    let text = address_ranges(&set.ranges, family == 4).join(" ");
+    let ranges: Vec<_> = set.entries.nets().ranges().collect();
+    let text = address_ranges(&ranges, family == 4).join(" ");
     format!("{FILLED_ONCE}{family}_{}_{:08x}", set.name, text.bytes().fold(0x811c_9dc5, hash))
 }
 

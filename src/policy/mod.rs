@@ -1,10 +1,11 @@
 //! Where a flow goes: the rule list, first match wins.
 #![forbid(unsafe_code)]
 
-use crate::config::{
-    AddressMatch, Config, DomainMatch, Families, IpRange, PortRange, Protos, SniffPort, Target, Values,
-};
-use std::net::{IpAddr, SocketAddr};
+use crate::config::{self, Config, Families, Mac, Protos, Set, SniffPort, Target, Values};
+use matcher::{Addresses, Devices, Domains, Kind, Macs, Ports};
+use std::net::SocketAddr;
+
+mod matcher;
 
 /// What a rule is asked about.
 #[derive(Debug, Clone, Copy)]
@@ -17,12 +18,16 @@ pub struct Flow<'n> {
     pub orig_dst: SocketAddr,
     /// The name that the client asks for, in lower case, where it is known.
     pub domain: Option<&'n str>,
+    /// The interface that it came in by, where that is known.
+    pub device: Option<&'n str>,
+    /// The client's MAC address, where that is known.
+    pub mac: Option<Mac>,
 }
 
 impl Flow<'_> {
     /// What every flow has; the rest is not known.
     pub fn new(proto: Proto, client: SocketAddr, orig_dst: SocketAddr) -> Flow<'static> {
-        Flow { proto, client, orig_dst, domain: None }
+        Flow { proto, client, orig_dst, domain: None, device: None, mac: None }
     }
 }
 
@@ -58,7 +63,6 @@ pub struct Verdict {
 #[derive(Debug, Default)]
 pub struct Policy {
     rules: Vec<Rule>,
-    sets: Vec<Vec<IpRange>>,
     default: Option<Target>,
     sniff_port: Vec<SniffPort>,
     /// Where UDP goes whose outbound carries none; by index of the outbound.
@@ -76,11 +80,15 @@ pub struct Rule {
     pub hits: u64,
     protos: Protos,
     families: Families,
-    src_ip: Values<AddressMatch>,
-    src_port: Values<PortRange>,
-    dest_ip: Values<AddressMatch>,
-    dest_port: Values<PortRange>,
-    domain: Values<DomainMatch>,
+    device: Kind<Devices>,
+    network: Kind<Devices>,
+    networks: Values<String>,
+    src_ip: Kind<Addresses>,
+    src_mac: Kind<Macs>,
+    src_port: Kind<Ports>,
+    dest_ip: Kind<Addresses>,
+    dest_port: Kind<Ports>,
+    domain: Kind<Domains>,
     target: Target,
 }
 
@@ -114,26 +122,35 @@ impl Policy {
                 udp_outbound[index] = Some(real(section.udp_outbound));
             }
         }
-        let rules = config.rules.iter().filter(|rule| rule.active).map(|rule| Rule {
-            number: rule.number,
-            name: rule.name.clone(),
-            hits: 0,
-            protos: rule.protos,
-            families: rule.families,
-            src_ip: rule.src_ip.clone(),
-            src_port: rule.src_port.clone(),
-            dest_ip: rule.dest_ip.clone(),
-            dest_port: rule.dest_port.clone(),
-            domain: rule.domain.clone(),
-            target: real(rule.outbound),
-        });
+        let rules = config.rules.iter().filter(|rule| rule.active);
         Policy {
-            rules: rules.collect(),
-            sets: config.sets.iter().map(|set| set.ranges.clone()).collect(),
+            rules: rules.map(|rule| Rule::new(rule, &config.sets, real(rule.outbound))).collect(),
             default: Some(real(config.globals.default)),
             sniff_port: config.globals.sniff_port.clone(),
             udp_outbound,
         }
+    }
+
+    /// Tells which device a network is, if it is up.
+    pub fn resolve_networks(&mut self, device_of: &dyn Fn(&str) -> Option<String>) {
+        for rule in &mut self.rules {
+            let devices = |names: &[String]| {
+                // a name that no device has stands for a network that is not up
+                names.iter().map(|name| device_of(name).unwrap_or_default()).collect()
+            };
+            let Values { plain, not } = &rule.networks;
+            rule.network = Devices::kind(&Values { plain: devices(plain), not: devices(not) });
+        }
+    }
+
+    /// True if a rule asks by which device a flow came in.
+    pub fn asks_for_device(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.device.is_empty() || !rule.networks.is_empty())
+    }
+
+    /// True if a rule asks for the client's MAC address.
+    pub fn asks_for_mac(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.src_mac.is_empty())
     }
 
     /// The rules, in order, without those that are inactive.
@@ -171,12 +188,12 @@ impl Policy {
         if flow.domain.is_some() || !self.sniff_port.contains(&sniffed) {
             return false;
         }
-        let first = self.rules.iter().find(|rule| rule.matches_but_for_its_name(flow, &self.sets));
+        let first = self.rules.iter().find(|rule| rule.matches_but_for_its_name(flow));
         first.is_some_and(|rule| !rule.domain.is_empty())
     }
 
     fn find(&self, flow: &Flow<'_>) -> (Verdict, Option<usize>) {
-        let index = self.rules.iter().position(|rule| rule.matches(flow, &self.sets));
+        let index = self.rules.iter().position(|rule| rule.matches(flow));
         let rule = index.map(|index| &self.rules[index]);
         let chosen = rule.map(|rule| rule.target).or(self.default).unwrap_or(Target::Direct);
         let target = self.carried(flow.proto, chosen);
@@ -203,11 +220,35 @@ impl Policy {
 }
 
 impl Rule {
-    fn matches(&self, flow: &Flow<'_>, sets: &[Vec<IpRange>]) -> bool {
-        self.matches_but_for_its_name(flow, sets) && domain_matches(&self.domain, flow.domain)
+    fn new(rule: &config::Rule, sets: &[Set], target: Target) -> Rule {
+        Rule {
+            number: rule.number,
+            name: rule.name.clone(),
+            hits: 0,
+            protos: rule.protos,
+            families: rule.families,
+            device: Devices::kind(&rule.device),
+            network: Devices::kind(&Values {
+                // which devices they are is told later; none is there until then
+                plain: rule.network.plain.iter().map(|_| String::new()).collect(),
+                not: Vec::new(),
+            }),
+            networks: rule.network.clone(),
+            src_ip: Addresses::kind(&rule.src_ip, sets),
+            src_mac: Macs::kind(&rule.src_mac),
+            src_port: Ports::kind(&rule.src_port),
+            dest_ip: Addresses::kind(&rule.dest_ip, sets),
+            dest_port: Ports::kind(&rule.dest_port),
+            domain: Domains::kind(&rule.domain, sets),
+            target,
+        }
     }
 
-    fn matches_but_for_its_name(&self, flow: &Flow<'_>, sets: &[Vec<IpRange>]) -> bool {
+    fn matches(&self, flow: &Flow<'_>) -> bool {
+        self.matches_but_for_its_name(flow) && self.domain.matches(|domains| domains.contains(flow.domain))
+    }
+
+    fn matches_but_for_its_name(&self, flow: &Flow<'_>) -> bool {
         let proto = match flow.proto {
             Proto::Tcp => self.protos.tcp,
             Proto::Udp => self.protos.udp,
@@ -215,52 +256,22 @@ impl Rule {
         let family = if flow.orig_dst.is_ipv4() { self.families.v4 } else { self.families.v6 };
         proto
             && family
-            && port_matches(&self.dest_port, flow.orig_dst.port())
-            && port_matches(&self.src_port, flow.client.port())
-            && address_matches(&self.dest_ip, flow.orig_dst.ip(), sets)
-            && address_matches(&self.src_ip, flow.client.ip(), sets)
+            && self.dest_port.matches(|ports| ports.contains(flow.orig_dst.port()))
+            && self.src_port.matches(|ports| ports.contains(flow.client.port()))
+            && self.came_by(flow)
+            && self.src_ip.matches(|addresses| addresses.contains(flow.client.ip()))
+            && self.dest_ip.matches(|addresses| addresses.contains(flow.orig_dst.ip()))
     }
-}
 
-fn kind_matches<T>(values: &Values<T>, one: impl Fn(&T) -> bool) -> bool {
-    (values.plain.is_empty() || values.plain.iter().any(&one)) && !values.not.iter().any(&one)
-}
-
-fn port_matches(values: &Values<PortRange>, port: u16) -> bool {
-    kind_matches(values, |range| (range.first..=range.last).contains(&port))
-}
-
-fn address_matches(values: &Values<AddressMatch>, ip: IpAddr, sets: &[Vec<IpRange>]) -> bool {
-    kind_matches(values, |value| match value {
-        AddressMatch::Range(range) => contains(range, ip),
-        AddressMatch::Set(index) => sets.get(usize::from(*index)).is_some_and(|ranges| set_contains(ranges, ip)),
-    })
-}
-
-/// What has no name is matched by no value, so that only a rule without plain values takes it.
-fn domain_matches(values: &Values<DomainMatch>, domain: Option<&str>) -> bool {
-    kind_matches(values, |value| match (value, domain) {
-        (DomainMatch::Name { name, only_itself }, Some(domain)) => is_or_is_below(domain, name, *only_itself),
-        (DomainMatch::Set(_), _) | (_, None) => false,
-    })
-}
-
-fn is_or_is_below(domain: &str, name: &str, only_itself: bool) -> bool {
-    match domain.strip_suffix(name) {
-        Some("") => true,
-        Some(rest) => !only_itself && rest.ends_with('.'),
-        None => false,
+    /// A flow whose device or MAC address is not known came by none, as in nftables.
+    fn came_by(&self, flow: &Flow<'_>) -> bool {
+        let by_device = |kind: &Kind<Devices>| {
+            kind.is_empty() || flow.device.is_some_and(|device| kind.matches(|devices| devices.contains(device)))
+        };
+        let by_mac =
+            self.src_mac.is_empty() || flow.mac.is_some_and(|mac| self.src_mac.matches(|macs| macs.contains(mac)));
+        by_mac && by_device(&self.device) && by_device(&self.network)
     }
-}
-
-fn contains(range: &IpRange, ip: IpAddr) -> bool {
-    range.first.is_ipv4() == ip.is_ipv4() && range.first <= ip && ip <= range.last
-}
-
-/// Looks `ip` up in sorted, disjoint ranges, v4 before v6 (which is how `IpAddr` orders).
-fn set_contains(ranges: &[IpRange], ip: IpAddr) -> bool {
-    let after = ranges.partition_point(|range| range.first <= ip);
-    after.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|range| contains(range, ip))
 }
 
 #[cfg(test)]

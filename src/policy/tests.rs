@@ -1,25 +1,40 @@
 use super::*;
-use proptest::prelude::*;
+use crate::config::{AddressMatch, DomainMatch, Entries, IpRange, PortRange};
+use std::sync::Arc;
 
 fn range(text: &str) -> IpRange {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     IpRange { first: first.parse().unwrap(), last: last.parse().unwrap() }
 }
 
-fn any_rule(number: u32, target: Target) -> Rule {
-    Rule {
+fn any_rule(number: u32, outbound: Target) -> config::Rule {
+    config::Rule {
         number,
         name: None,
-        hits: 0,
+        line: 1,
+        active: true,
         protos: Protos { tcp: true, udp: true },
         families: Families { v4: true, v6: true },
+        device: Values::default(),
+        network: Values::default(),
         src_ip: Values::default(),
+        src_mac: Values::default(),
         src_port: Values::default(),
         dest_ip: Values::default(),
         dest_port: Values::default(),
         domain: Values::default(),
-        target,
+        outbound,
     }
+}
+
+/// `rules`, then `default`.
+fn policy_with_sets(rules: Vec<config::Rule>, sets: &[Set], default: Target) -> Policy {
+    let rules = rules.iter().map(|rule| Rule::new(rule, sets, rule.outbound)).collect();
+    Policy { rules, default: Some(default), ..Policy::default() }
+}
+
+fn policy(rules: Vec<config::Rule>, default: Target) -> Policy {
+    policy_with_sets(rules, &[], default)
 }
 
 fn flow(proto: Proto, client: &str, orig_dst: &str) -> Flow<'static> {
@@ -36,7 +51,7 @@ fn the_first_rule_that_matches_wins_and_is_counted() {
     let mut video = any_rule(0, Target::Outbound(3));
     video.dest_port.plain.push(PortRange { first: 443, last: 443 });
     let rest = any_rule(2, Target::Reject);
-    let mut policy = Policy { rules: vec![video, rest], ..Policy::default() };
+    let mut policy = policy(vec![video, rest], Target::Direct);
     assert_eq!(
         policy.decide_and_count(&tcp_to("203.0.113.9:443")),
         Verdict { target: Target::Outbound(3), rule: Some(0) }
@@ -47,7 +62,7 @@ fn the_first_rule_that_matches_wins_and_is_counted() {
 
 #[test]
 fn without_a_match_the_default_decides() {
-    let policy = Policy { default: Some(Target::Drop), ..Policy::default() };
+    let policy = policy(Vec::new(), Target::Drop);
     assert_eq!(policy.decide(&tcp_to("203.0.113.9:443")), Verdict { target: Target::Drop, rule: None });
 }
 
@@ -56,7 +71,7 @@ fn a_negated_value_excludes_even_what_a_plain_one_includes() {
     let mut rule = any_rule(0, Target::Drop);
     rule.dest_ip.plain.push(AddressMatch::Range(range("10.0.0.0-10.255.255.255")));
     rule.dest_ip.not.push(AddressMatch::Range(range("10.1.0.0-10.1.255.255")));
-    let policy = Policy { rules: vec![rule], default: Some(Target::Direct), ..Policy::default() };
+    let policy = policy(vec![rule], Target::Direct);
     assert_eq!(policy.decide(&tcp_to("10.2.0.1:1")).target, Target::Drop);
     assert_eq!(policy.decide(&tcp_to("10.1.0.1:1")).target, Target::Direct);
     assert_eq!(policy.decide(&tcp_to("11.0.0.1:1")).target, Target::Direct);
@@ -66,12 +81,10 @@ fn a_negated_value_excludes_even_what_a_plain_one_includes() {
 fn a_kind_with_only_negated_values_matches_the_rest_of_both_families() {
     let mut rule = any_rule(0, Target::Drop);
     rule.dest_ip.not.push(AddressMatch::Set(0));
-    let policy = Policy {
-        rules: vec![rule],
-        sets: vec![vec![range("10.0.0.0-10.255.255.255"), range("2001:db8::-2001:db8::ffff")]],
-        default: Some(Target::Direct),
-        ..Policy::default()
-    };
+    let nets = [range("10.0.0.0-10.255.255.255"), range("2001:db8::-2001:db8::ffff")].into_iter().collect();
+    let entries = Entries::Nets(Arc::new(nets));
+    let set = Set { name: "s".into(), label: None, line: 1, entries, incomplete: false };
+    let policy = policy_with_sets(vec![rule], &[set], Target::Direct);
     assert_eq!(policy.decide(&tcp_to("10.2.0.1:1")).target, Target::Direct);
     assert_eq!(policy.decide(&tcp_to("[2001:db8::5]:1")).target, Target::Direct);
     assert_eq!(policy.decide(&tcp_to("9.255.255.255:1")).target, Target::Drop);
@@ -83,7 +96,7 @@ fn protocol_and_family_narrow_a_rule() {
     let mut rule = any_rule(0, Target::Drop);
     rule.protos = Protos { tcp: false, udp: true };
     rule.families = Families { v4: true, v6: false };
-    let policy = Policy { rules: vec![rule], default: Some(Target::Direct), ..Policy::default() };
+    let policy = policy(vec![rule], Target::Direct);
     assert_eq!(policy.decide(&flow(Proto::Udp, "192.168.1.2:4", "203.0.113.9:4")).target, Target::Drop);
     assert_eq!(policy.decide(&flow(Proto::Tcp, "192.168.1.2:4", "203.0.113.9:4")).target, Target::Direct);
     assert_eq!(policy.decide(&flow(Proto::Udp, "[2001:db8::2]:4", "[2001:db8::9]:4")).target, Target::Direct);
@@ -99,7 +112,7 @@ fn a_domain_matches_itself_and_what_is_below_it() {
     let mut rule = any_rule(0, Target::Drop);
     rule.domain.plain = names(&["video.example", "=only.example"]);
     rule.domain.not = names(&["free.video.example"]);
-    let policy = Policy { rules: vec![rule], default: Some(Target::Direct), ..Policy::default() };
+    let policy = policy(vec![rule], Target::Direct);
     for (domain, expected) in [
         (Some("video.example"), Target::Drop),
         (Some("a.b.video.example"), Target::Drop),
@@ -122,7 +135,7 @@ fn a_name_is_needed_only_where_it_may_decide_and_be_found() {
     named.domain.plain = names(&["video.example"]);
     let sniff_port = [80, 443].map(|port| SniffPort { tcp: true, port }).to_vec();
     let rules = vec![ports, named, any_rule(2, Target::Direct)];
-    let policy = Policy { rules, sniff_port, ..Policy::default() };
+    let policy = Policy { sniff_port, ..policy(rules, Target::Direct) };
     let https = tcp_to("203.0.113.9:443");
     assert!(policy.needs_name(&https));
     assert!(!policy.needs_name(&Flow { domain: Some("a.example"), ..https }), "it is known");
@@ -144,29 +157,31 @@ fn udp_follows_udp_outbound_until_something_carries_it() {
 
 #[test]
 fn hits_survive_a_reload_of_the_same_rule() {
-    let mut old = Policy { rules: vec![any_rule(0, Target::Drop)], ..Policy::default() };
+    let mut old = policy(vec![any_rule(0, Target::Drop)], Target::Direct);
     old.rules[0].hits = 7;
-    let mut new = Policy { rules: vec![any_rule(0, Target::Reject), any_rule(1, Target::Direct)], ..Policy::default() };
+    let mut new = policy(vec![any_rule(0, Target::Reject), any_rule(1, Target::Direct)], Target::Direct);
     new.adopt_hits(&old);
     assert_eq!(new.rules().iter().map(|rule| rule.hits).collect::<Vec<_>>(), [7, 0]);
 }
 
-proptest! {
-    #[test]
-    fn a_set_finds_exactly_what_its_ranges_hold(
-        mut bounds in proptest::collection::btree_set(1u32..5000, 0..40),
-        probes in proptest::collection::vec(0u32..5001, 1..50),
-    ) {
-        if bounds.len() % 2 == 1 {
-            let last = *bounds.last().unwrap();
-            bounds.remove(&last);
-        }
-        let bounds: Vec<u32> = bounds.into_iter().collect();
-        let ip = |n: u32| IpAddr::from(n.to_be_bytes());
-        let ranges: Vec<IpRange> = bounds.chunks(2).map(|b| IpRange { first: ip(b[0]), last: ip(b[1]) }).collect();
-        for probe in probes {
-            let expected = bounds.chunks(2).any(|b| (b[0]..=b[1]).contains(&probe));
-            prop_assert_eq!(set_contains(&ranges, ip(probe)), expected, "{}", probe);
-        }
-    }
+#[test]
+fn a_flow_whose_device_or_mac_is_not_known_came_by_none() {
+    let mut by_device = any_rule(0, Target::Drop);
+    by_device.device.not.push("lan0".into());
+    let mut by_mac = any_rule(1, Target::Reject);
+    by_mac.src_mac.plain.push(Mac([2, 0, 0, 0, 0, 1]));
+    let mut by_network = any_rule(2, Target::Outbound(1));
+    by_network.network.plain.push("guest".into());
+    let mut policy = policy(vec![by_device, by_mac, by_network], Target::Direct);
+    assert!(policy.asks_for_device() && policy.asks_for_mac());
+    let flow = tcp_to("203.0.113.9:443");
+    let target = |policy: &Policy, device, mac| policy.decide(&Flow { device, mac, ..flow }).target;
+    assert_eq!(target(&policy, None, None), Target::Direct);
+    assert_eq!(target(&policy, Some("wlan0"), None), Target::Drop);
+    assert_eq!(target(&policy, Some("lan0"), Some(Mac([2, 0, 0, 0, 0, 1]))), Target::Reject);
+    assert_eq!(target(&policy, Some("lan0"), Some(Mac([2, 0, 0, 0, 0, 2]))), Target::Direct);
+    policy.resolve_networks(&|name| (name == "guest").then(|| "lan0".into()));
+    assert_eq!(target(&policy, Some("lan0"), None), Target::Outbound(1));
+    policy.resolve_networks(&|_| None);
+    assert_eq!(target(&policy, Some("lan0"), None), Target::Direct);
 }

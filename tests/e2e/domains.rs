@@ -120,3 +120,33 @@ fn other_ports_are_never_delayed() {
     exchange(&mut accept(&named.listener), &mut client, b"220 welcome", b"HELO");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }
+
+#[test]
+fn a_set_of_domains_from_a_file_chooses_the_outbound() {
+    let lab = Lab::new();
+    let files = crate::process::TempDir::new();
+    let list =
+        files.write("names", "# a list\nserver=/video.example/192.0.2.1\n0.0.0.0 only.example\n||films.example^\n");
+    let proxy = Socks::start(&lab.server, Family::V4.proxy(), 1080, Manners::default());
+    let uci = Uci::new("direct").globals(&[("sniff_timeout", "10s")]).section(&format!(
+        "config outbound 'proxy'\n\toption type 'socks5'\n\toption server '198.51.100.2'\n\toption port '1080'
+config set 'names'\n\toption type 'domain'\n\tlist loadfile '{}'
+config rule\n\tlist domain '@names'\n\tlist domain '!free.video.example'\n\toption outbound 'proxy'\n",
+        list.display()
+    ));
+    let daemon = Daemon::start(&lab, &uci);
+    let listener = listen(&lab.server, Family::V4.destination(80), 443);
+    let at = listener.local_addr().expect("bound");
+    let named = Named { lab, daemon, proxy, listener, at };
+    for (name, proxied) in [
+        ("a.video.example", true),
+        ("x.free.video.example", false),
+        ("only.example", true),
+        ("not.only.example", false),
+        ("films.example", true),
+        ("other.example", false),
+    ] {
+        named.send(&client_hello(name, 255), 9);
+        assert_eq!(named.was_proxied(), proxied, "{name}");
+    }
+}

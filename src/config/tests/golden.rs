@@ -66,7 +66,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("socks5", "option spare 2", "outbound spare '2'"),
         ("socks5", "option check_target a.example:80", "outbound check_target 'a.example:80'"),
         ("socks5", "option rise 3", "outbound rise '3'"),
-        ("set", "option type domain", "set type 'domain'"),
         ("set", "option url https://a.example/", "set url 'https://a.example/'"),
         ("rule", "option device br-lan", "rule device 'br-lan'"),
         ("rule", "list network lan", "rule network 'lan'"),

@@ -38,7 +38,7 @@ impl Kind {
             Kind::Text => "text of at most 256 bytes without control characters".to_owned(),
             Kind::Secret => "1 to 255".to_owned(),
             Kind::Outbound => "the name of an outbound, or direct, reject, drop".to_owned(),
-            Kind::Entry => "an address, prefix or range".to_owned(),
+            Kind::Entry => "an address, prefix, range or domain".to_owned(),
             Kind::Domain => "a domain: example.com, =example.com".to_owned(),
             Kind::Clock => "a time of day: 21:30, 21:30:00".to_owned(),
             Kind::Weekday => "a day of the week: Mon".to_owned(),

@@ -65,6 +65,10 @@ fn range(first: &str, last: &str) -> IpRange {
     IpRange { first: first.parse().unwrap(), last: last.parse().unwrap() }
 }
 
+fn nets(ranges: impl IntoIterator<Item = IpRange>) -> Entries {
+    Entries::Nets(std::sync::Arc::new(ranges.into_iter().collect()))
+}
+
 fn facts(cfg: &Config) -> Facts {
     Facts {
         devices: cfg.listeners.iter().map(|listener| listener.device.clone()).collect(),
@@ -98,7 +102,7 @@ fn narrowed() -> Config {
         name: "near".into(),
         label: None,
         line: 1,
-        ranges: vec![range("10.0.0.0", "10.0.0.255"), range("10.9.0.1", "10.9.0.7"), range("fd09::", "fd09::ff")],
+        entries: nets([range("10.0.0.0", "10.0.0.255"), range("10.9.0.1", "10.9.0.7"), range("fd09::", "fd09::ff")]),
         incomplete: false,
     });
     cfg
@@ -200,7 +204,7 @@ fn a_large_set_is_loaded_in_many_lines() {
         let address = std::net::Ipv4Addr::from_bits(0x0b00_0000 + i * 4);
         IpRange { first: address.into(), last: address.into() }
     });
-    cfg.sets.push(Set { name: "many".into(), label: None, line: 1, ranges: ranges.collect(), incomplete: false });
+    cfg.sets.push(Set { name: "many".into(), label: None, line: 1, entries: nets(ranges), incomplete: false });
     let text = render(&cfg, &facts(&cfg));
     assert!(text.lines().all(|line| line.len() < 8192));
 }
