@@ -263,6 +263,7 @@ fn listener(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Li
         src_port: section.ports("src_port"),
         dest_ip: names.addresses(section, "dest_ip", report),
         dest_port: section.ports("dest_port"),
+        router: section.flag("router"),
     }
 }
 

@@ -250,6 +250,8 @@ pub struct Listener {
     pub dest_ip: Values<AddressMatch>,
     /// `list dest_port`.
     pub dest_port: Values<PortRange>,
+    /// `option router`: what this machine itself sends is caught, too.
+    pub router: bool,
 }
 
 /// How packets reach a listener.

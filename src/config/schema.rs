@@ -163,7 +163,7 @@ const LISTENER: &[Opt] = &[
     opt("src_port", Kind::Ports, "", "narrows what is caught, by client").many().only(INTERCEPTING),
     opt("dest_ip", Kind::Addresses, "", "narrows what is caught, by destination").many().only(INTERCEPTING),
     opt("dest_port", Kind::Ports, "", "narrows what is caught, by destination").many().only(INTERCEPTING),
-    opt("router", Kind::Flag, "0", "also what the router itself sends").only(INTERCEPTING).later(),
+    opt("router", Kind::Flag, "0", "also what the router itself sends").only(INTERCEPTING),
     opt("accept_proxy", Kind::Flag, "0", "client and destination come in a PROXY header").only(&["plain"]).later(),
     opt("allow_ip", Kind::Addresses, "", "who may connect").many().only(&["plain", "http", "socks5"]).later(),
 ];

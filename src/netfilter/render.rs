@@ -20,6 +20,7 @@ use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mark, Mod
 
 mod narrowing;
 mod redirecting;
+mod router;
 mod text;
 use narrowing::narrowing;
 use text::{address_ranges, device, host, list, merged};
@@ -89,7 +90,7 @@ impl<'a> Script<'a> {
         let listeners = cfg.listeners.iter().enumerate().filter_map(|(i, listener)| {
             let devices = facts.devices.get(i)?.iter().filter_map(|name| device(name)).collect::<Vec<_>>();
             let families = usable_families(listener, facts.families);
-            let reachable = !devices.is_empty() && (families.v4 || families.v6);
+            let reachable = (!devices.is_empty() || listener.router) && (families.v4 || families.v6);
             reachable.then_some(Active { listener, devices, families })
         });
         Script { cfg, facts, purpose, active: listeners.collect(), out: String::new() }
@@ -100,6 +101,7 @@ impl<'a> Script<'a> {
         self.fill_sets();
         self.prerouting();
         self.redirecting();
+        self.router();
         self.caught();
         self.live();
         for index in 0..self.active.len() {
@@ -134,6 +136,7 @@ impl<'a> Script<'a> {
             self.line(format_args!("add chain inet {TABLE} {chain} {base}"));
         }
         self.declare_redirecting();
+        self.declare_router();
         for (set, kind) in [(SERVERS4, "ipv4_addr"), (SERVERS6, "ipv6_addr")] {
             self.line(format_args!("add set inet {TABLE} {set} {{ type {kind} . inet_proto . inet_service; }}"));
         }
@@ -242,7 +245,9 @@ impl<'a> Script<'a> {
                 Mode::Redirect if chain == "caught" && self.left_alone().contains(&index) => "left",
                 Mode::Redirect => continue,
             };
-            rules.extend(devices.iter().map(|name| format!(r#"iifname "{name}" jump {to}_{}"#, listener.name)));
+            let own = (chain == "live" && listener.router).then_some(LOOPBACK);
+            let devices = devices.iter().copied().chain(own);
+            rules.extend(devices.map(|name| format!(r#"iifname "{name}" jump {to}_{}"#, listener.name)));
         }
         for rule in rules {
             self.rule(chain, rule);
@@ -282,10 +287,10 @@ impl<'a> Script<'a> {
                 let mut takers = self.by(Mode::Tproxy).filter(|a| a.takes(v4) && a.wants(proto)).peekable();
                 let Some(first) = takers.peek().copied() else { continue };
                 let packet = format!("{} meta l4proto {proto}", family_match(v4));
-                let mut served: Vec<&str> = first.devices.clone();
+                let mut served: Vec<&str> = first.live_devices().collect();
                 for active in takers {
-                    for name in &active.devices {
-                        if !served.contains(name) {
+                    for name in active.live_devices() {
+                        if !served.contains(&name) {
                             served.push(name);
                             rules.push(format!(r#"iifname "{name}" {packet} {}"#, self.take(active, v4)));
                         }
@@ -299,26 +304,19 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// `tproxy` first: without a socket the rule ends there, and nothing is marked. A redirected flow is marked for those
-    /// who let what is ours through their `input`, and for its connection tracking entry to be found.
+    /// `tproxy` first: without a socket the rule ends there, and nothing is marked.
     fn take(&self, active: &Active<'_>, v4: bool) -> String {
         let Listener { name, port, address, mode, .. } = active.listener;
         let family = if v4 { "ip" } else { "ip6" };
-        let to = address.filter(|address| !address.is_unspecified()).map(host).unwrap_or_default();
+        let to = address.map(host).unwrap_or_default();
         let mark = self.cfg.globals.mark;
         let (ct_mark, packet_mark) = (sets_mark("ct mark", mark), sets_mark("meta mark", mark));
         match mode {
             Mode::Tproxy => {
                 format!("tproxy {family} to {to}:{port} {ct_mark} {packet_mark} counter name listener_{name} accept")
             }
-            Mode::Redirect => {
-                let to = if to.is_empty() {
-                    format!("redirect to :{port}")
-                } else {
-                    format!("dnat {family} to {to}:{port}")
-                };
-                format!("{ct_mark} {packet_mark} counter name listener_{name} {to}")
-            }
+            // marked for those who let what is ours through their `input`
+            Mode::Redirect => format!("{packet_mark} {}", self.redirect(active, v4)),
         }
     }
 
@@ -365,7 +363,12 @@ impl<'a> Script<'a> {
     }
 }
 
-impl Active<'_> {
+impl<'a> Active<'a> {
+    /// Where packets of its live flows come in.
+    fn live_devices(&self) -> impl Iterator<Item = &'a str> {
+        self.devices.iter().copied().chain(self.listener.router.then_some(LOOPBACK))
+    }
+
     fn wants(&self, proto: &str) -> bool {
         if proto == "tcp" { self.listener.protos.tcp } else { self.listener.protos.udp }
     }
@@ -420,6 +423,8 @@ fn fill(out: &mut String, set: &str, elements: &[String]) {
 
 /// How the names of sets begin whose content never changes.
 pub(super) const FILLED_ONCE: &str = "net";
+/// Where packets of this machine come in again that the policy route has turned round.
+const LOOPBACK: &str = "lo";
 const SERVERS4: &str = "servers4";
 const SERVERS6: &str = "servers6";
 const ON_LINK4: &str = "onlink4";

@@ -28,5 +28,6 @@ mod limits;
 mod names;
 mod operation;
 mod redirect;
+mod router;
 mod tcp;
 mod udp;

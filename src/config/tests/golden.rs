@@ -58,7 +58,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
         ("listener", "option mode plain", "listener mode 'plain'"),
         ("listener", "option mode socks5", "listener mode 'socks5'"),
-        ("listener", "option router 1", "listener router '1'"),
         ("direct", "option keep_source 1", "outbound keep_source '1'"),
         ("direct", "option device wan", "outbound device 'wan'"),
         ("direct", "option fwmark 1", "outbound fwmark '1'"),

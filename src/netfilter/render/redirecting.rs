@@ -3,8 +3,8 @@
 //! `dstnat` comes just before the firewall's own (which decides on port forwards, and those lead to addresses of this router,
 //! which are passed by). `live` is not for these flows: connection tracking leads the rest of their packets.
 
-use super::{Active, Purpose, Script, TABLE, matches_mark, narrowing};
-use crate::config::Mode;
+use super::{Active, Purpose, Script, TABLE, host, matches_mark, narrowing, sets_mark};
+use crate::config::{Listener, Mode};
 
 impl<'a> Script<'a> {
     /// The listeners of `mode`, in file order.
@@ -91,6 +91,17 @@ impl<'a> Script<'a> {
         }
     }
 
+    /// Marks the flow, so that its entry can be found when nobody serves it any more, and sends it to the listener.
+    pub(super) fn redirect(&self, active: &Active<'_>, v4: bool) -> String {
+        let Listener { name, port, address, .. } = active.listener;
+        let ct_mark = sets_mark("ct mark", self.cfg.globals.mark);
+        let to = match address.filter(|address| !address.is_unspecified()) {
+            Some(address) => format!("dnat {} to {}:{port}", if v4 { "ip" } else { "ip6" }, host(address)),
+            None => format!("redirect to :{port}"),
+        };
+        format!("{ct_mark} counter name listener_{name} {to}")
+    }
+
     /// True if what this listener by redirect wants must be kept from listeners by tproxy, which stand after it in the file
     /// and come before it in the kernel.
     fn is_asked_before_tproxy(&self, index: usize) -> bool {
@@ -111,4 +122,4 @@ impl<'a> Script<'a> {
 }
 
 /// `dstnat - 5`, as a number: nft before 1.0 knows that name at prerouting only.
-const PRIORITY: i32 = -105;
+pub(super) const PRIORITY: i32 = -105;

@@ -58,6 +58,7 @@ fn listener(name: &str, port: u16) -> Listener {
         src_port: Values::default(),
         dest_ip: Values::default(),
         dest_port: Values::default(),
+        router: false,
     }
 }
 
@@ -154,6 +155,19 @@ fn redirection_before_and_behind_listeners_by_tproxy() {
         (Mode::Redirect, vec!["lan1".into()], Some("192.168.2.1".parse().unwrap()));
     let cfg = config(vec![first, listener("lan", 2333), last]);
     golden("redirect.nft", &render(&cfg, &facts(&cfg)));
+    loads(&render_block(&cfg, &facts(&cfg)));
+}
+
+#[test]
+fn what_the_router_sends_by_either_mode() {
+    let (mut tproxy, mut redirect) = (listener("lan", 2333), listener("old", 2334));
+    (tproxy.router, redirect.router, redirect.mode) = (true, true, Mode::Redirect);
+    tproxy.protos = Protos { tcp: true, udp: false };
+    redirect.dest_port.plain = vec![PortRange { first: 443, last: 443 }];
+    let mut cfg = config(vec![tproxy, redirect]);
+    golden("router.nft", &render(&cfg, &facts(&cfg)));
+    cfg.globals.on_failure = OnFailure::Block;
+    loads(&render(&cfg, &facts(&cfg)));
     loads(&render_block(&cfg, &facts(&cfg)));
 }
 
