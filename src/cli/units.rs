@@ -3,15 +3,22 @@
 /// `512 B`, `1.2 KiB`, `34 MiB`.
 pub(super) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut amount = bytes as f64;
-    let mut unit = "B";
+    let (mut unit, mut shift) = ("B", 0);
     for larger in UNITS {
-        if amount < 1023.5 {
+        // what would be shown as 1024 is shown as 1.0 of the next
+        if u128::from(bytes) * 2 < 2047 << shift {
             break;
         }
-        (amount, unit) = (amount / 1024.0, larger);
+        (unit, shift) = (larger, shift + 10);
     }
-    if unit == "B" || amount >= 9.95 { format!("{amount:.0} {unit}") } else { format!("{amount:.1} {unit}") }
+    // in integers: formatting floats would cost 10 KB
+    let rounded = |of: u128| (of + (1 << shift) / 2) >> shift;
+    let tenths = rounded(u128::from(bytes) * 10);
+    if unit == "B" || tenths >= 100 {
+        format!("{} {unit}", rounded(bytes.into()))
+    } else {
+        format!("{}.{} {unit}", tenths / 10, tenths % 10)
+    }
 }
 
 /// `45 s`, `3 min 5 s`, `2 h 13 min`, `3 d 4 h`.

@@ -1,7 +1,7 @@
 //! Reaching the destination: a non-blocking connect, then the outbound's handshake, driven by what the socket says.
 
 use super::outbound::{Outbound, State, Way};
-use super::{Cx, Readiness, Words};
+use super::{Cx, Readiness, Seconds, Words};
 use crate::proto::socks5::{Bound, Command, Fault, Handshake, INPUT_MAX, OUTPUT_MAX, Refusal, Step};
 use crate::sys::socket::{Family, Transport};
 use crate::sys::{socket, sockopt};
@@ -80,7 +80,7 @@ impl fmt::Display for Failure {
             Failure::Call(call, error) => write!(f, "{call}: {}", Words(error)),
             Failure::Refused(refusal) => refusal.fmt(f),
             Failure::ClosedEarly => f.write_str("server closed the connection during the handshake"),
-            Failure::TimedOut(after) => write!(f, "no answer within {} s", after.as_secs_f32()),
+            Failure::TimedOut(after) => write!(f, "no answer within {} s", Seconds(*after)),
             Failure::NoAddress => f.write_str("its name has no address yet"),
             Failure::NoRelay => f.write_str("it names no UDP relay"),
         }

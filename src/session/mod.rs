@@ -190,8 +190,23 @@ impl fmt::Display for Words<'_> {
         let words = text.split(" (os error").next().unwrap_or(&text);
         let mut letters = words.chars();
         match letters.next() {
-            Some(first) => write!(f, "{}{}", first.to_lowercase(), letters.as_str()),
+            Some(first) => write!(f, "{}{}", first.to_ascii_lowercase(), letters.as_str()),
             None => f.write_str("unknown error"),
+        }
+    }
+}
+
+/// `5`, `0.3`, `12.34`: seconds as people read them, without the 10 KB that formatting a float would cost.
+pub struct Seconds(pub Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.as_secs())?;
+        match self.0.subsec_millis() {
+            0 => Ok(()),
+            ms if ms % 100 == 0 => write!(f, ".{}", ms / 100),
+            ms if ms % 10 == 0 => write!(f, ".{:02}", ms / 10),
+            ms => write!(f, ".{ms:03}"),
         }
     }
 }
@@ -199,6 +214,13 @@ impl fmt::Display for Words<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seconds_have_no_more_figures_than_they_need() {
+        for (ms, text) in [(5_000, "5"), (300, "0.3"), (12_340, "12.34"), (1_005, "1.005"), (0, "0")] {
+            assert_eq!(Seconds(Duration::from_millis(ms)).to_string(), text);
+        }
+    }
 
     #[test]
     fn a_token_names_its_owner() {

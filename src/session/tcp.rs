@@ -2,7 +2,7 @@
 
 use super::dial::{self, Dial, Failure, Progress};
 use super::relay::{End, Pause, Tools, pump};
-use super::{CloseReason, Cx, Owner, Readiness, Side};
+use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
 use crate::policy::By;
 use crate::proto::socks5::Command;
 use crate::resolve::NameId;
@@ -500,14 +500,14 @@ impl Tcp {
         outbound.bytes_up += session.far.sent;
         outbound.bytes_down += session.near.sent;
         log::debug!(
-            "tcp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {:.1} s",
+            "tcp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {} s",
             session.client,
             session.orig_dst,
             outbound.name,
             By(session.rule),
             session.far.sent,
             session.near.sent,
-            cx.now.since(session.started).as_secs_f32(),
+            Seconds(cx.now.since(session.started)),
         );
     }
 }

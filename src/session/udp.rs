@@ -7,7 +7,7 @@ use super::mapping::{Mapping, Stage, open_outside, unsent};
 use super::outbound::Way;
 use super::reply::Replies;
 use super::tcp::View;
-use super::{CloseReason, Cx, Owner, Readiness, Side};
+use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
 use crate::config::Target;
 use crate::policy::{By, Flow, Proto};
 use crate::stats::Drop;
@@ -440,14 +440,14 @@ impl Udp {
         outbound.bytes_up += mapping.bytes_up;
         outbound.bytes_down += mapping.bytes_down;
         log::debug!(
-            "udp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {:.1} s",
+            "udp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {} s",
             mapping.client,
             mapping.orig_dst,
             outbound.name,
             By(mapping.rule),
             mapping.bytes_up,
             mapping.bytes_down,
-            cx.now.since(mapping.started).as_secs_f32(),
+            Seconds(cx.now.since(mapping.started)),
         );
     }
 }
