@@ -46,6 +46,11 @@ function option(name, value) {
 	return (type(value) == 'string' && length(value)) ? [ '--' + name, value ] : [];
 }
 
+// [ '--limit', '100' ] if the caller gave one that makes sense, else nothing.
+function number(name, value) {
+	return (type(value) == 'int' && value >= 0) ? [ '--' + name, '' + value ] : [];
+}
+
 return {
 	tproxyd: {
 		status: {
@@ -53,18 +58,25 @@ return {
 		},
 
 		sessions: {
-			args: { client: 'address', outbound: 'name', dst: 'address' },
+			args: { client: 'address', outbound: 'name', dst: 'address', sort: 'name', offset: 0, limit: 100 },
 			call: (request) => {
 				const found = answer([
 					'sessions', '--json',
 					...option('client', request.args.client),
 					...option('outbound', request.args.outbound),
-					...option('dst', request.args.dst)
+					...option('dst', request.args.dst),
+					...option('sort', request.args.sort),
+					...number('offset', request.args.offset),
+					...number('limit', request.args.limit)
 				]);
 
 				// ubus wants a table, the command prints a list
 				return (type(found) == 'array') ? { sessions: found } : found;
 			}
+		},
+
+		clients: {
+			call: () => answer([ 'clients', '--json' ])
 		},
 
 		explain: {

@@ -6,6 +6,7 @@ use crate::control;
 use crate::resolve::Resolver;
 use crate::session::outbound::OUTBOUNDS_MAX;
 use crate::session::{outbound, redirect, tcp, udp};
+use crate::stats::Stats;
 use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::sys::dgram::ReceiveBatch;
@@ -62,6 +63,7 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + Names::memory_max(tables.tcp + tables.udp)
         + Resolver::MEMORY_MAX
         + OUTBOUNDS_MAX * size_of::<outbound::Outbound>()
+        + Stats::MEMORY_MAX
         + control::MEMORY_MAX;
     let variable = SET_COPIES * sets(config) + COPIES * sections(config);
     (fixed + variable + STACK + HELPER + REST) as u64 + mapped_files

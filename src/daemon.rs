@@ -3,7 +3,7 @@
 mod script;
 
 use crate::config::{self, Config};
-use crate::control::{Control, Outcome};
+use crate::control::{Control, Outcome, Scrapes};
 use crate::error::Error;
 use crate::event_loop::{Engine, LISTENERS_MAX, events, number};
 use crate::helper::{Event, Helper, Request};
@@ -119,6 +119,14 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// The listener of `option metrics`, if there is to be one, watched.
+fn open_scrapes(engine: &Engine) -> Result<Option<Scrapes>, Error> {
+    let Some(address) = engine.config().globals.metrics else { return Ok(None) };
+    let scrapes = Scrapes::open(address, number::SCRAPE_CLIENT)?;
+    engine.watch(scrapes.fd(), number::METRICS)?;
+    Ok(Some(scrapes))
+}
+
 fn sooner(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
     match (one, other) {
         (Some(one), Some(other)) => Some(if one.reached(other) { other } else { one }),
@@ -133,6 +141,8 @@ struct Daemon {
     rules: Option<Rules>,
     reload: Reload,
     control: Control,
+    /// `option metrics`.
+    scrapes: Option<Scrapes>,
     scripts: Scripts,
     /// Events of which followers have been told.
     told: u64,
@@ -161,6 +171,7 @@ impl Daemon {
         let engine = Engine::new(config, netfilter::kernel_families())?;
         engine.watch(signals.as_raw_fd(), number::SIGNALS)?;
         engine.watch(control.fd(), number::CONTROL)?;
+        let scrapes = open_scrapes(&engine)?;
         process::drop_privileges(process::user_ids(USER)).map_err(|e| Error::new("give up privileges", &e))?;
         let reload = Reload::new(options.config.clone());
         let mut rules = None;
@@ -179,14 +190,16 @@ impl Daemon {
         let place = if rules.is_some() { "rules in place" } else { "rules are not its own" };
         let listeners = engine.config().listeners.len();
         log::info!("tproxyd {} ready: {listeners} listening, {place}", env!("CARGO_PKG_VERSION"));
-        Ok(Daemon { engine, signals, rules, reload, control, scripts: Scripts::default(), told: 0 })
+        Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts: Scripts::default(), told: 0 })
     }
 
     fn serve(&mut self) -> Result<(), Error> {
         let mut own = Vec::with_capacity(16);
         let mut events = events();
         loop {
-            let until = sooner(self.control.deadline(), self.scripts.deadline());
+            let now = self.engine.tick();
+            let scrapes = self.scrapes.as_ref().and_then(|scrapes| scrapes.deadline(now));
+            let until = sooner(sooner(self.control.deadline(), scrapes), self.scripts.deadline());
             let moved = self.engine.turn(&mut events, until, &mut own).map_err(|e| Error::new("wait for events", &e));
             match moved {
                 Ok(false) => {}
@@ -218,6 +231,17 @@ impl Daemon {
                         }
                     }
                     number::CONTROL => self.control.note_connections(),
+                    number::METRICS => {
+                        if let Some(scrapes) = &mut self.scrapes {
+                            scrapes.note_connections();
+                        }
+                    }
+                    number::SCRAPE.. => {
+                        let now = self.engine.tick();
+                        if let Some(scrapes) = &mut self.scrapes {
+                            scrapes.ready(usize::from(number - number::SCRAPE), &self.engine, now);
+                        }
+                    }
                     _ => {
                         let n = usize::from(number.wrapping_sub(number::CONTROL_CLIENT));
                         let now = self.engine.tick();
@@ -255,8 +279,15 @@ impl Daemon {
                 self.control.reload_begun(ticket);
             }
         }
+        if let Some(scrapes) = &mut self.scrapes {
+            let now = self.engine.tick();
+            if scrapes.deadline(now).is_some() {
+                scrapes.run(&self.engine, now);
+            }
+        }
         while let Some(mut outcome) = self.reload.outcome() {
             self.move_control(&mut outcome);
+            self.move_scrapes(&mut outcome);
             match &outcome.result {
                 Ok(taken) => self.engine.note_event(Kind::Reloaded, taken.changed.join(", ")),
                 Err(why) => self.engine.note_event(Kind::ReloadFailed, why.lines().next().unwrap_or_default()),
@@ -276,6 +307,22 @@ impl Daemon {
             let warning = format!("{e}; it stays at {}", self.control.path().display());
             log::warn!("{warning}");
             taken.warnings.push(warning);
+        }
+    }
+
+    /// So does the listener of `option metrics`.
+    fn move_scrapes(&mut self, outcome: &mut Outcome) {
+        let Ok(taken) = &mut outcome.result else { return };
+        let wanted = self.engine.config().globals.metrics;
+        if self.scrapes.as_ref().map(Scrapes::address) == wanted {
+            return;
+        }
+        match open_scrapes(&self.engine) {
+            Ok(scrapes) => self.scrapes = scrapes,
+            Err(e) => {
+                log::warn!("{e}");
+                taken.warnings.push(e.to_string());
+            }
         }
     }
 

@@ -41,7 +41,13 @@ pub mod number {
     pub const CONTROL_CLIENT: u16 = 3;
     /// News of this machine's addresses.
     pub const ADDRESSES: u16 = 15;
-    /// Listeners: two numbers each, TCP and UDP.
+    /// The socket of `option metrics`.
+    pub const METRICS: u16 = 8;
+    /// Connections to it; the number of the first for [`super::control::Subject::watch_client`] is [`SCRAPE_CLIENT`].
+    pub const SCRAPE: u16 = CONTROL_CLIENT + SCRAPE_CLIENT as u16;
+    /// See [`SCRAPE`].
+    pub const SCRAPE_CLIENT: usize = 6;
+    /// News of this machine, TCP and UDP.
     pub const LISTENER: u16 = 16;
     /// The resolver's sockets.
     pub const RESOLVER: u16 = 256;
@@ -50,7 +56,9 @@ pub mod number {
 /// Most listeners.
 pub const LISTENERS_MAX: usize = 32;
 
-const _: () = assert!(number::CONTROL_CLIENT as usize + control::CLIENTS_MAX <= number::ADDRESSES as usize);
+const _: () = assert!(number::CONTROL_CLIENT as usize + control::CLIENTS_MAX <= number::METRICS as usize);
+const _: () = assert!(number::METRICS < number::SCRAPE);
+const _: () = assert!(number::SCRAPE as usize + control::SCRAPES_MAX <= number::ADDRESSES as usize);
 const _: () = assert!(number::LISTENER as usize + 2 * LISTENERS_MAX <= number::RESOLVER as usize);
 
 /// Events that one call of poll returns at most.

@@ -1,7 +1,9 @@
 //! Counters. Plain `u64`: one thread counts, and mips32 has no 64-bit atomics.
 
+pub mod clients;
 pub mod events;
 
+use clients::Clients;
 use events::Events;
 
 /// Why something was dropped or refused, as `status` and `metrics` name it.
@@ -86,15 +88,20 @@ pub struct Stats {
     pub pool_empty: u64,
     /// What has happened lately.
     pub events: Events,
+    /// What each client has moved.
+    pub clients: Clients,
     /// Flows that were decided without a name although a rule asked for one: none was told, or not in time.
     pub nameless: u64,
     drops: [u64; Drop::ALL.len()],
 }
 
 impl Stats {
-    /// Nothing counted; room for all events that are kept.
+    /// Most bytes beside the counters themselves.
+    pub const MEMORY_MAX: usize = Clients::MEMORY_MAX + Events::MEMORY_MAX;
+
+    /// Nothing counted; room for all events and clients that are kept.
     pub fn new() -> Stats {
-        Stats { events: Events::new(), ..Stats::default() }
+        Stats { events: Events::new(), clients: Clients::new(), ..Stats::default() }
     }
 
     /// Counts a drop.

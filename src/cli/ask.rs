@@ -2,10 +2,10 @@
 
 use super::status;
 use super::tree::Tree;
-use super::units::{bytes, seconds};
+use super::units::bytes;
 use super::{DEFAULT_CONFIG, Failure};
 use crate::config;
-use crate::control::{Address, Kick, REQUEST_MAX, Request, Selection};
+use crate::control::{Address, Kick, REQUEST_MAX, Request};
 use crate::error::Error;
 use crate::sys::unix;
 use argh::FromArgs;
@@ -24,34 +24,6 @@ pub(super) struct Status {
     /// as one JSON document
     #[argh(switch)]
     json: bool,
-}
-
-/// List live TCP sessions and UDP flows.
-#[derive(FromArgs)]
-#[argh(
-    subcommand,
-    name = "sessions",
-    example = "{command_name} --client 192.168.1.20\n{command_name} --json --outbound hk --dst 203.0.113.9:443"
-)]
-pub(super) struct Sessions {
-    /// configuration file that names the control socket (default: /etc/config/tproxyd)
-    #[argh(option, default = "PathBuf::from(DEFAULT_CONFIG)")]
-    config: PathBuf,
-    /// as a JSON list
-    #[argh(switch)]
-    json: bool,
-    /// only those of this client: an address, with or without a port
-    #[argh(option, from_str_fn(address))]
-    client: Option<Address>,
-    /// only those through this outbound
-    #[argh(option)]
-    outbound: Option<String>,
-    /// only those to this destination: an address, with or without a port
-    #[argh(option, from_str_fn(address))]
-    dst: Option<Address>,
-    /// not in this build: a view that renews itself
-    #[argh(switch)]
-    watch: bool,
 }
 
 /// Print all counters as Prometheus reads them.
@@ -87,6 +59,18 @@ pub(super) struct Reload {
     config: PathBuf,
 }
 
+/// Show what each client has moved since the start, the largest first.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "clients", example = "{command_name}\n{command_name} --json")]
+pub(super) struct Clients {
+    /// configuration file that names the control socket (default: /etc/config/tproxyd)
+    #[argh(option, default = "PathBuf::from(DEFAULT_CONFIG)")]
+    config: PathBuf,
+    /// as one JSON document
+    #[argh(switch)]
+    json: bool,
+}
+
 /// Print what happens, as it happens, one JSON object a line: outbounds that go up or down, full tables, reloads.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "events", example = "{command_name}")]
@@ -97,7 +81,7 @@ pub(super) struct Events {
 }
 
 /// How long the daemon may be silent. It answers within milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a reload may take: nft needs its time for large sets.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(160);
@@ -105,7 +89,7 @@ const RELOAD_PATIENCE: Duration = Duration::from_secs(160);
 /// Bytes of one line of an answer at most; a status of thousands of rules is one line.
 const LINE_MAX: u64 = 16 << 20;
 
-fn address(text: &str) -> Result<Address, String> {
+pub(super) fn address(text: &str) -> Result<Address, String> {
     Address::parse(text)
 }
 
@@ -115,25 +99,6 @@ impl Status {
         let text = answer.line()?;
         let tree = document(&text)?;
         if self.json { print(&text) } else { print(&status::screen(&tree)) }
-    }
-}
-
-impl Sessions {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        if self.watch {
-            return Err(Failure::Usage("--watch is not in this build: ask again by `sessions`".into()));
-        }
-        let selection =
-            Selection { client: self.client, outbound: self.outbound, dst: self.dst, ..Selection::default() };
-        let mut answer = Answer::to(&Request::Sessions(selection), &self.config, PATIENCE)?;
-        answer.list_begins("sessions")?;
-        let mut out = Output::new();
-        out.write(if self.json { "[\n" } else { HEADER })?;
-        while let Some(element) = answer.element()? {
-            out.write(&if self.json { element } else { session(&document(element.trim_end_matches([',', '\n']))?) })?;
-        }
-        out.write(if self.json { "]\n" } else { "" })?;
-        out.flush()
     }
 }
 
@@ -179,6 +144,49 @@ impl Reload {
     }
 }
 
+impl Clients {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let mut answer = Answer::to(&Request::Clients, &self.config, PATIENCE)?;
+        let mut text = String::new();
+        loop {
+            let line = answer.line()?;
+            if line.is_empty() {
+                break;
+            }
+            text += &line;
+        }
+        let tree = document(&text)?;
+        if self.json {
+            return print(&text);
+        }
+        let mut out = Output::new();
+        out.write(CLIENTS_HEADER)?;
+        for client in tree.list("clients") {
+            out.write(&client_line(client.text("client"), client))?;
+        }
+        let others = tree.get("others");
+        if others.number("evicted") > 0 {
+            out.write(&client_line("(others)", others))?;
+        }
+        out.flush()
+    }
+}
+
+/// The columns of `clients`.
+const CLIENTS_HEADER: &str =
+    "CLIENT                                   MAC                SESSIONS  SINCE START  UP        DOWN\n";
+
+fn client_line(name: &str, client: &Tree) -> String {
+    format!(
+        "{name:<39}  {:<17}  {:<8}  {:<11}  {:<8}  {}\n",
+        client.text("mac"),
+        client.number("sessions"),
+        client.number("total"),
+        bytes(client.number("bytes_up")),
+        bytes(client.number("bytes_down")),
+    )
+}
+
 impl Events {
     pub(super) fn run(self) -> Result<(), Failure> {
         let mut answer = Answer::to(&Request::Events, &self.config, PATIENCE)?;
@@ -197,39 +205,14 @@ impl Events {
     }
 }
 
-/// The columns of `sessions`.
-const HEADER: &str = concat!(
-    "ID          PROTO  CLIENT                 DESTINATION            OUTBOUND      RULE  AGE            ",
-    "UP        DOWN      STATE\n"
-);
-
-fn session(session: &Tree) -> String {
-    let rule = match session.get("rule") {
-        Tree::Number(number) => number.as_str(),
-        _ => "-",
-    };
-    format!(
-        "{:<10}  {:<5}  {:<21}  {:<21}  {:<12}  {rule:<4}  {:<13}  {:<8}  {:<8}  {}\n",
-        session.number("id"),
-        session.text("proto"),
-        session.text("client"),
-        session.text("orig_dst"),
-        session.text("outbound"),
-        seconds(session.number("age_s")),
-        bytes(session.number("bytes_up")),
-        bytes(session.number("bytes_down")),
-        session.text("state"),
-    )
-}
-
 /// What the daemon says, line by line.
-struct Answer {
+pub(super) struct Answer {
     lines: BufReader<UnixStream>,
 }
 
 impl Answer {
     /// Asks the daemon whose configuration is `config`.
-    fn to(request: &Request, config: &Path, patience: Duration) -> Result<Answer, Failure> {
+    pub(super) fn to(request: &Request, config: &Path, patience: Duration) -> Result<Answer, Failure> {
         let path = socket_of(config)?;
         let mut text = String::new();
         // text in memory takes everything
@@ -247,7 +230,7 @@ impl Answer {
     }
 
     /// The next line, with its break; the last of all is empty.
-    fn line(&mut self) -> Result<String, Failure> {
+    pub(super) fn line(&mut self) -> Result<String, Failure> {
         let mut line = String::new();
         match (&mut self.lines).take(LINE_MAX).read_line(&mut line) {
             Ok(_) => Ok(line),
@@ -259,7 +242,7 @@ impl Answer {
     }
 
     /// Passes over the first line of an answer whose only list is `name`.
-    fn list_begins(&mut self, name: &str) -> Result<(), Failure> {
+    pub(super) fn list_begins(&mut self, name: &str) -> Result<(), Failure> {
         let line = self.line()?;
         let list = line.trim_end().strip_suffix('[').map(|head| format!("{head}null}}"));
         match list.map(|head| Tree::parse(&head)) {
@@ -277,7 +260,7 @@ impl Answer {
     }
 
     /// The next element of the list, with its comma and line break; `None` behind the last.
-    fn element(&mut self) -> Result<Option<String>, Failure> {
+    pub(super) fn element(&mut self) -> Result<Option<String>, Failure> {
         let line = self.line()?;
         match line.as_bytes().first() {
             Some(b']') => Ok(None),
@@ -288,7 +271,7 @@ impl Answer {
 }
 
 /// An answer of one line; an error if it says that it is one.
-fn document(text: &str) -> Result<Tree, Failure> {
+pub(super) fn document(text: &str) -> Result<Tree, Failure> {
     if text.is_empty() {
         let error = Error::new("read the daemon's answer", "it has closed the connection without one");
         return Err(Failure::Failed(error.hint("it has just been stopped, or its log says why").to_string()));
@@ -307,7 +290,7 @@ fn document(text: &str) -> Result<Tree, Failure> {
     }
 }
 
-fn not_understood() -> Failure {
+pub(super) fn not_understood() -> Failure {
     let error = Error::new("understand the daemon's answer", "it is not what this version expects");
     Failure::Failed(error.hint("restart the daemon after an upgrade").to_string())
 }
@@ -335,18 +318,18 @@ fn unreachable(path: &Path, e: &io::Error) -> Failure {
 }
 
 /// Standard output. Whoever reads it may stop early (`| head`), which is no error.
-struct Output(io::BufWriter<io::StdoutLock<'static>>);
+pub(super) struct Output(io::BufWriter<io::StdoutLock<'static>>);
 
 impl Output {
-    fn new() -> Output {
+    pub(super) fn new() -> Output {
         Output(io::BufWriter::new(io::stdout().lock()))
     }
 
-    fn write(&mut self, text: &str) -> Result<(), Failure> {
+    pub(super) fn write(&mut self, text: &str) -> Result<(), Failure> {
         self.0.write_all(text.as_bytes()).map_err(|e| cut(&e))
     }
 
-    fn flush(mut self) -> Result<(), Failure> {
+    pub(super) fn flush(mut self) -> Result<(), Failure> {
         self.0.flush().map_err(|e| cut(&e))
     }
 }

@@ -2,6 +2,7 @@
 
 mod ask;
 mod machine;
+mod sessions;
 mod status;
 mod tree;
 mod units;
@@ -32,7 +33,8 @@ enum Command {
     Rules(machine::Rules),
     Clear(machine::Clear),
     Status(ask::Status),
-    Sessions(ask::Sessions),
+    Sessions(sessions::Sessions),
+    Clients(ask::Clients),
     Metrics(ask::Metrics),
     Kick(ask::KickCommand),
     Reload(ask::Reload),
@@ -132,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Clear(clear) => clear.run(),
         Command::Status(status) => status.run(),
         Command::Sessions(sessions) => sessions.run(),
+        Command::Clients(clients) => clients.run(),
         Command::Metrics(metrics) => metrics.run(),
         Command::Kick(kick) => kick.run(),
         Command::Reload(reload) => reload.run(),
@@ -156,6 +159,8 @@ fn target() -> String {
     format!("{}-{}{endian}", std::env::consts::ARCH, std::env::consts::OS)
 }
 
-fn features() -> &'static str {
-    "no optional features"
+fn features() -> String {
+    let all = [("watch", cfg!(feature = "watch"))];
+    let built: Vec<&str> = all.into_iter().filter(|(_, built)| *built).map(|(name, _)| name).collect();
+    if built.is_empty() { "no optional features".into() } else { format!("with {}", built.join(", ")) }
 }

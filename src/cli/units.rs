@@ -21,6 +21,20 @@ pub(super) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// `0 bit/s`, `640 bit/s`, `1.2 Mbit/s`, of bits per second.
+pub(super) fn bits(bits: u64) -> String {
+    const UNITS: [&str; 4] = ["kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
+    let mut amount = bits as f64;
+    let mut unit = "bit/s";
+    for larger in UNITS {
+        if amount < 999.5 {
+            break;
+        }
+        (amount, unit) = (amount / 1000.0, larger);
+    }
+    if unit == "bit/s" || amount >= 9.95 { format!("{amount:.0} {unit}") } else { format!("{amount:.1} {unit}") }
+}
+
 /// `45 s`, `3 min 5 s`, `2 h 13 min`, `3 d 4 h`.
 pub(super) fn seconds(seconds: u64) -> String {
     const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];

@@ -135,7 +135,7 @@ const GLOBALS: &[Opt] = &[
     opt("client_sessions", Kind::Number(0, MOST_SESSIONS), "0", "most sessions and flows of one client; 0: no quota")
         .later(),
     opt("control", Kind::Path, "/var/run/tproxyd/control.sock", "the control socket"),
-    opt("metrics", Kind::Endpoint, "", "address:port of a Prometheus listener").later(),
+    opt("metrics", Kind::Endpoint, "", "address:port of a Prometheus listener"),
     opt("kernel_set_max", Kind::AutoNumber(0, 1 << 24), "auto", "a set with more intervals stays in the process")
         .later(),
     opt("sniff_port", Kind::SniffPort, "tcp:80 tcp:443 tcp:8080 udp:443", "where names are looked for").many(),

@@ -1,5 +1,6 @@
 //! Answers on their way: documents that are written item by item as the socket takes them, never as a whole.
 
+use super::clients;
 use super::metrics::Metrics;
 use super::request::{Selection, VERSION};
 use super::sessions::Sessions;
@@ -29,6 +30,7 @@ enum Document {
     Status(Status),
     Sessions(Sessions),
     Metrics(Metrics),
+    Clients(clients::Answer),
 }
 
 /// How a document goes on.
@@ -65,6 +67,10 @@ impl Answer {
         Answer::begin(Document::Metrics(Metrics::new(subject)))
     }
 
+    pub(super) fn clients(subject: &dyn Subject) -> Answer {
+        Answer::begin(Document::Clients(clients::Answer::new(subject.clients())))
+    }
+
     /// An object whose members beside the version `members` writes.
     pub(super) fn object(members: impl Fn(&mut Writer<'_>) -> fmt::Result) -> Answer {
         let mut text = String::new();
@@ -90,6 +96,7 @@ impl Answer {
                 Document::Ready { text, from } => return copy(text, from, out),
                 Document::Status(status) => write(out, &mut self.comma, |json| status.write(subject, json)),
                 Document::Sessions(sessions) => write(out, &mut self.comma, |json| sessions.write(subject, json)),
+                Document::Clients(clients) => write(out, &mut self.comma, |json| clients.write(json)),
                 Document::Metrics(metrics) => write(out, &mut self.comma, |json| metrics.write(subject, json)),
             };
             match next {

@@ -2,7 +2,7 @@
 //!
 //! Label sets are bounded by the configuration: no label has a client or a destination in it.
 
-use super::answer::{Next, Short};
+use super::answer::{Fill, Next, Output, Short};
 use super::request::VERSION;
 use super::subject::{Listener, Memory, Outbound, Rule, State, Subject, Totals};
 use crate::proto::json::Writer;
@@ -137,6 +137,18 @@ const FAMILIES: &[Family] = &[
     family("tproxyd_rule_hits_total", COUNTER, "Flows that a rule decided.", Samples::Rules(|rule| rule.hits)),
     family("tproxyd_drops_total", COUNTER, "What was dropped or refused, by reason.", Samples::Drops),
     family(
+        "tproxyd_clients",
+        GAUGE,
+        "Clients whose sums are kept apart.",
+        Samples::Single(|_, subject| subject.stats().clients.list().len() as u64),
+    ),
+    family(
+        "tproxyd_clients_evicted_total",
+        COUNTER,
+        "Clients whose sums made room for others.",
+        Samples::Single(|_, subject| subject.stats().clients.others().1),
+    ),
+    family(
         "tproxyd_memory_used_bytes",
         GAUGE,
         "Memory of the process, its share of common pages included.",
@@ -220,13 +232,22 @@ enum Sample {
     End,
 }
 
+/// What stands at one place.
+#[allow(clippy::large_enum_variant, reason = "it lives for the writing of one line")]
+enum Found {
+    Line(Line),
+    /// No sample, but perhaps the next.
+    Nothing,
+    End,
+}
+
 impl Metrics {
     pub(super) fn new(subject: &dyn Subject) -> Metrics {
         let (outbounds, packets, memory) = (subject.outbounds(), subject.packets(), subject.memory());
         Metrics { outbounds, packets, memory, begun: false, family: 0, line: 0 }
     }
 
-    /// Writes the next item. What is changed here is changed behind the last write that can fail.
+    /// Writes the next item of the JSON document. What is changed here is changed behind the last write that can fail.
     pub(super) fn write(&mut self, subject: &dyn Subject, json: &mut Writer<'_>) -> Result<Next, fmt::Error> {
         if !self.begun {
             json.begin_object()?;
@@ -236,33 +257,78 @@ impl Metrics {
             self.begun = true;
             return Ok(Next::More);
         }
-        let Some(family) = FAMILIES.get(self.family) else {
-            json.end_array_on_new_line()?;
-            json.end_object()?;
-            return Ok(Next::Done);
-        };
+        match self.line(subject)? {
+            Found::End => {
+                json.end_array_on_new_line()?;
+                json.end_object()?;
+                return Ok(Next::Done);
+            }
+            Found::Line(line) => {
+                json.new_line()?;
+                json.text(line)?;
+            }
+            Found::Nothing => {}
+        }
+        self.go_on(subject)?;
+        Ok(Next::More)
+    }
+
+    /// Writes as many lines of plain text into `out` as fit behind what it holds.
+    pub(super) fn fill(&mut self, subject: &dyn Subject, out: &mut Output) -> Fill {
+        loop {
+            let written = out.len();
+            match self.line(subject) {
+                Ok(Found::Line(line)) if writeln!(out, "{line}").is_err() => {
+                    out.truncate(written);
+                    return Fill::More;
+                }
+                Ok(Found::End) | Err(_) => return Fill::Done,
+                Ok(Found::Line(_) | Found::Nothing) => {}
+            }
+            if self.go_on(subject).is_err() {
+                return Fill::Done;
+            }
+        }
+    }
+
+    /// The line at which it is.
+    fn line(&self, subject: &dyn Subject) -> Result<Found, fmt::Error> {
+        let Some(family) = FAMILIES.get(self.family) else { return Ok(Found::End) };
         let Family { name, kind, help, .. } = family;
+        let mut line = Line::new();
         match self.line {
-            0 => item(json, format_args!("# HELP {name} {help}"))?,
-            1 => item(json, format_args!("# TYPE {name} {kind}"))?,
-            line => {
+            0 => write!(line, "# HELP {name} {help}")?,
+            1 => write!(line, "# TYPE {name} {kind}")?,
+            number => {
                 let mut labels = Line::new();
-                match self.sample(family, line - 2, subject, &mut labels)? {
-                    Sample::Value(value) if labels.is_empty() => item(json, format_args!("{name} {value}"))?,
-                    Sample::Value(value) => item(json, format_args!("{name}{{{labels}}} {value}"))?,
+                let sample = self.sample(family, number - 2, subject, &mut labels)?;
+                let braced = |line: &mut Line| match labels.is_empty() {
+                    true => write!(line, "{name} "),
+                    false => write!(line, "{name}{{{labels}}} "),
+                };
+                match sample {
+                    Sample::Value(value) => {
+                        braced(&mut line)?;
+                        write!(line, "{value}")?;
+                    }
                     Sample::Thousandths(value) => {
-                        item(json, format_args!("{name}{{{labels}}} {}.{:03}", value / 1000, value % 1000))?;
+                        braced(&mut line)?;
+                        write!(line, "{}.{:03}", value / 1000, value % 1000)?;
                     }
-                    Sample::Missing => {}
-                    Sample::End => {
-                        (self.family, self.line) = (self.family + 1, 0);
-                        return Ok(Next::More);
-                    }
+                    Sample::Missing | Sample::End => return Ok(Found::Nothing),
                 }
             }
         }
-        self.line += 1;
-        Ok(Next::More)
+        Ok(Found::Line(line))
+    }
+
+    /// On to the next.
+    fn go_on(&mut self, subject: &dyn Subject) -> fmt::Result {
+        let Some(family) = FAMILIES.get(self.family) else { return Ok(()) };
+        let at_end =
+            self.line >= 2 && matches!(self.sample(family, self.line - 2, subject, &mut Line::new())?, Sample::End);
+        (self.family, self.line) = if at_end { (self.family + 1, 0) } else { (self.family, self.line + 1) };
+        Ok(())
     }
 
     fn sample(
@@ -336,11 +402,6 @@ impl Metrics {
         };
         Ok(found.map_or(Sample::End, Sample::Value))
     }
-}
-
-fn item(json: &mut Writer<'_>, line: fmt::Arguments<'_>) -> fmt::Result {
-    json.new_line()?;
-    json.text(line)
 }
 
 fn label(labels: &mut Line, name: &str, value: impl fmt::Display) -> fmt::Result {

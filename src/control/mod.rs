@@ -5,8 +5,10 @@
 //! whoever stalls. What is asked about is behind [`Subject`]. No clock: the loop says what time it is.
 
 mod answer;
+mod clients;
 mod metrics;
 mod request;
+mod scrape;
 mod seat;
 mod sessions;
 mod socket;
@@ -14,6 +16,7 @@ mod status;
 mod subject;
 
 pub use request::{REQUEST_MAX, Request, Selection, VERSION};
+pub use scrape::{SCRAPES_MAX, Scrapes};
 pub use subject::*;
 
 use crate::error::Error;
@@ -33,7 +36,7 @@ use std::time::Duration;
 pub const CLIENTS_MAX: usize = 4;
 
 /// Bytes that all clients together take.
-pub const MEMORY_MAX: usize = CLIENTS_MAX * size_of::<Seat>();
+pub const MEMORY_MAX: usize = CLIENTS_MAX * size_of::<Seat>() + scrape::MEMORY_MAX;
 
 /// How long nothing is accepted when descriptors or kernel memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);

@@ -25,6 +25,8 @@ pub enum Request {
     Kick(Kick),
     /// To read the configuration again.
     Reload,
+    /// What each client has moved.
+    Clients,
     /// To be told of what happens, from now on.
     Events,
 }
@@ -88,7 +90,12 @@ impl Request {
             }
             Request::Kick(Kick::Id(id)) => json.number_member("id", (*id).into())?,
             Request::Kick(Kick::Client(client)) => json.text_member("client", client)?,
-            Request::Ping | Request::Status | Request::Metrics | Request::Reload | Request::Events => {}
+            Request::Ping
+            | Request::Status
+            | Request::Metrics
+            | Request::Reload
+            | Request::Events
+            | Request::Clients => {}
         }
         json.end_object()
     }
@@ -102,6 +109,7 @@ impl Request {
             Request::Kick(_) => "kick",
             Request::Reload => "reload",
             Request::Events => "events",
+            Request::Clients => "clients",
         }
     }
 }
@@ -163,6 +171,7 @@ impl Members {
             }),
             "reload" => Request::Reload,
             "events" => Request::Events,
+            "clients" => Request::Clients,
             other => return Err(format!("there is no command '{other}'")),
         };
         match self.left() {
@@ -236,6 +245,7 @@ mod tests {
             Request::Kick(Kick::Client(Address::parse("192.168.1.2").unwrap())),
             Request::Reload,
             Request::Events,
+            Request::Clients,
         ]
     }
 
@@ -294,7 +304,7 @@ mod tests {
         }
 
         #[test]
-        fn any_change_of_a_request_is_read_or_refused(pick in 0usize..9, at in 0usize..90, by in any::<u8>()) {
+        fn any_change_of_a_request_is_read_or_refused(pick in 0usize..10, at in 0usize..90, by in any::<u8>()) {
             let mut line = written(&requests()[pick]).into_bytes();
             if let Some(byte) = line.get_mut(at) { *byte = by; }
             let _ = Request::parse(&line);

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub(super) const STALL: Duration = Duration::from_secs(5);
 
 /// How long a client may take for its answer in all: one that reads a byte now and then must not keep its place for ever.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// How long a client waits for the reload that it asked for. The helper gives up before that.
 pub(super) const RELOAD_MAX: Duration = Duration::from_secs(150);
@@ -24,7 +24,7 @@ pub(super) const RELOAD_MAX: Duration = Duration::from_secs(150);
 pub(super) const FOLLOWERS_MAX: usize = 2;
 
 /// Bytes that are written to one client in one turn at most.
-const TURN: usize = 64 * 1024;
+pub(super) const TURN: usize = 64 * 1024;
 
 /// A place for one client.
 pub(super) struct Seat {
@@ -250,6 +250,7 @@ impl Client {
                 _ => Answer::sessions(selection),
             },
             Request::Metrics => Answer::metrics(subject),
+            Request::Clients => Answer::clients(subject),
             Request::Kick(which) => kick(which, subject),
             Request::Events => {
                 self.stage = Stage::Following(None);

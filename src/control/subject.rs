@@ -33,6 +33,10 @@ pub trait Subject {
     /// none that count. Costs a question to the kernel.
     fn packets(&self) -> Vec<Option<u64>>;
 
+    /// What each client has moved, live sessions included, the largest first. Costs a walk over all sessions, and a question
+    /// to the kernel.
+    fn clients(&self) -> Clients;
+
     /// The last warning or error but `n`.
     fn problem(&self, n: usize) -> Option<Problem>;
 
@@ -75,6 +79,41 @@ pub struct Totals {
     pub descriptors: u64,
     /// Warnings and errors since the start.
     pub problems: u64,
+}
+
+/// What each client has moved.
+#[derive(Debug, Clone, Default)]
+pub struct Clients {
+    /// Those that are kept apart.
+    pub list: Vec<ClientRow>,
+    /// All the others together.
+    pub others: ClientRow,
+    /// How often one had to make room for another.
+    pub evicted: u64,
+}
+
+/// What one client has moved since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientRow {
+    /// Its address.
+    pub ip: IpAddr,
+    /// What the kernel's neighbour table has for it.
+    pub mac: Option<[u8; 6]>,
+    /// Live sessions and mappings.
+    pub sessions: u32,
+    /// Sessions and mappings since the start.
+    pub total: u64,
+    /// Bytes from it.
+    pub bytes_up: u64,
+    /// Bytes to it.
+    pub bytes_down: u64,
+}
+
+impl Default for ClientRow {
+    fn default() -> Self {
+        let ip = IpAddr::from([0; 4]);
+        ClientRow { ip, mac: None, sessions: 0, total: 0, bytes_up: 0, bytes_down: 0 }
+    }
 }
 
 /// A warning or error that was logged.

@@ -66,6 +66,11 @@ impl Subject for Fake {
         vec![Some(77), None]
     }
 
+    fn clients(&self) -> Clients {
+        let row = |n| ClientRow { ip: client_at(n).ip(), mac: Some([2, 0, 0, 0, 0, n as u8]), ..ClientRow::default() };
+        Clients { list: (0..256).map(row).collect(), others: ClientRow { total: 7, ..row(0) }, evicted: 3 }
+    }
+
     fn problem(&self, n: usize) -> Option<Problem> {
         let text = crate::stats::events::Bounded::of(format_args!("problem {n}"));
         (n < 2).then_some(Problem { at: 1_800_000_000, error: n == 0, text })
@@ -417,6 +422,17 @@ fn the_status_has_every_part() {
         assert!(answer.contains(part), "{part}\n{answer}");
     }
     assert_eq!(answer.matches("\"number\":").count(), 100);
+}
+
+#[test]
+fn clients_come_one_a_line_and_the_others_at_the_end() {
+    let mut lab = Lab::new("clients", fake(0));
+    let answer = lab.asked("{\"v\":1,\"cmd\":\"clients\"}\n");
+    assert_eq!(answer.lines().count(), 258);
+    let second = "{\"client\":\"10.0.0.1\",\"mac\":\"02:00:00:00:00:01\",\"sessions\":0,\"total\":0,\"bytes_up\":0,\"bytes_down\":0},";
+    assert_eq!(answer.lines().nth(2), Some(second));
+    let last = "],\"others\":{\"evicted\":3,\"sessions\":0,\"total\":7,\"bytes_up\":0,\"bytes_down\":0}}";
+    assert_eq!(answer.lines().last(), Some(last));
 }
 
 #[test]

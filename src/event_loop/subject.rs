@@ -3,14 +3,17 @@
 use super::{Engine, number};
 use crate::budget::{self, Tables};
 use crate::config::{OutboundKind, Target};
-use crate::control::{Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, State, Subject, Totals};
+use crate::control::{
+    ClientRow, Clients, Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, State, Subject, Totals,
+};
 use crate::error::Error;
 use crate::log_sink;
-use crate::netfilter::counters;
+use crate::netfilter::{counters, neighbours};
 use crate::policy::Proto;
 use crate::session::tcp::View;
 use crate::session::{Owner, outbound};
 use crate::stats::Stats;
+use crate::stats::clients::Sums;
 use crate::store::names::NameSlot;
 use crate::sys::{memory, process};
 use mio::Interest;
@@ -70,6 +73,32 @@ impl Subject for Engine {
             counter.map(|(_, packets)| *packets)
         };
         self.listeners.iter().flatten().map(|listener| of(&listener.name)).collect()
+    }
+
+    fn clients(&self) -> Clients {
+        let neighbours = neighbours::all().unwrap_or_default();
+        let kept = &self.stats.clients;
+        let ((sums, evicted), nobody) = (kept.others(), ClientRow::default());
+        let row = |ip, sums: Sums| ClientRow {
+            ip,
+            mac: neighbours.iter().find(|(known, _)| *known == ip).map(|(_, mac)| *mac),
+            total: sums.total,
+            bytes_up: sums.bytes_up,
+            bytes_down: sums.bytes_down,
+            ..nobody
+        };
+        let mut list: Vec<ClientRow> = kept.list().iter().map(|client| row(client.ip, client.sums)).collect();
+        list.sort_unstable_by_key(|client| client.ip);
+        let mut others = ClientRow { mac: None, ..row(nobody.ip, sums) };
+        for view in self.tcp.views().chain(self.udp.views()) {
+            let found = list.binary_search_by_key(&view.client.ip(), |client| client.ip);
+            let client = found.ok().and_then(|place| list.get_mut(place)).unwrap_or(&mut others);
+            client.sessions += 1;
+            client.bytes_up += view.bytes_up;
+            client.bytes_down += view.bytes_down;
+        }
+        list.sort_by_key(|client| std::cmp::Reverse(client.bytes_up + client.bytes_down));
+        Clients { list, others, evicted }
     }
 
     fn problem(&self, n: usize) -> Option<Problem> {

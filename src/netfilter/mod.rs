@@ -8,6 +8,7 @@ pub mod counters;
 pub mod links;
 pub mod load;
 pub(crate) mod message;
+pub mod neighbours;
 pub mod networks;
 pub mod program;
 pub mod render;

@@ -195,6 +195,7 @@ impl Tcp {
             return None;
         };
         cx.stats.tcp.total += 1;
+        cx.stats.clients.begin(client.ip(), cx.now.0);
         if self.sessions.is_full() && cx.stats.events.push_seldom(Kind::TableFull, "tcp", "new connections wait") {
             log::warn!("the table of TCP sessions is full: new connections wait until one of {} ends", self.capacity());
         }
@@ -499,6 +500,8 @@ impl Tcp {
         outbound.sessions -= 1;
         outbound.bytes_up += session.far.sent;
         outbound.bytes_down += session.near.sent;
+        let client = session.client.address().ip();
+        cx.stats.clients.end(client, session.far.sent, session.near.sent, cx.now.0);
         log::debug!(
             "tcp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {} s",
             session.client,

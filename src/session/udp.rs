@@ -202,6 +202,7 @@ impl Udp {
         };
         let key = self.mappings.insert(mapping).ok()?;
         cx.stats.udp.total += 1;
+        cx.stats.clients.begin(client.ip(), cx.now.0);
         cx.outbounds.get_mut(outbound).sessions += 1;
         self.index.insert(hash, key.slot);
         self.lru.touch(key.slot);
@@ -439,6 +440,8 @@ impl Udp {
         outbound.sessions -= 1;
         outbound.bytes_up += mapping.bytes_up;
         outbound.bytes_down += mapping.bytes_down;
+        let client = mapping.client.address().ip();
+        cx.stats.clients.end(client, mapping.bytes_up, mapping.bytes_down, cx.now.0);
         log::debug!(
             "udp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {} s",
             mapping.client,

@@ -78,6 +78,9 @@ pub struct Events {
 }
 
 impl Events {
+    /// Bytes that the ring takes.
+    pub const MEMORY_MAX: usize = KEPT * size_of::<Event>();
+
     /// None yet; room for all that are kept.
     pub fn new() -> Events {
         Events { kept: Vec::with_capacity(KEPT), next: 0 }

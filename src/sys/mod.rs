@@ -14,6 +14,7 @@ pub mod sockaddr;
 pub mod socket;
 pub mod sockopt;
 pub mod splice;
+pub mod terminal;
 pub mod unix;
 
 use std::io;

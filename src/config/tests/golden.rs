@@ -51,7 +51,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("globals", "option kernel_verdicts 1", "globals kernel_verdicts '1'"),
         ("globals", "option backend iptables", "globals backend 'iptables'"),
         ("globals", "option client_sessions 100", "globals client_sessions '100'"),
-        ("globals", "option metrics 127.0.0.1:9100", "globals metrics '127.0.0.1:9100'"),
         ("globals", "option kernel_set_max 100", "globals kernel_set_max '100'"),
         ("globals", "option reclassify yes", "globals reclassify 'yes'"),
         ("globals", "option drop_stale on", "globals drop_stale 'on'"),
