@@ -8,6 +8,7 @@
 pub mod client_hello;
 pub mod ctnetlink;
 pub mod dns;
+pub mod http;
 pub mod http_head;
 pub mod json;
 pub mod packet;
