@@ -168,7 +168,7 @@ impl Engine {
     }
 
     /// Addresses of the outbounds' servers, for the rules to pass by.
-    pub fn server_addresses(&self) -> Vec<std::net::SocketAddr> {
+    pub fn server_addresses(&self) -> Vec<(Proto, std::net::SocketAddr)> {
         self.outbounds.server_addresses(&self.resolver)
     }
 
@@ -210,9 +210,9 @@ impl Engine {
         self.resolver.expire(now, self.poll.registry(), &mut done);
         for (name, outcome) in &resolved {
             self.log_lookup(*name, outcome, now);
-            let (tcp, udp, _, _, mut cx) = self.split(now);
+            let (tcp, udp, _, replies, mut cx) = self.split(now);
             tcp.resolved(*name, &mut cx);
-            association::resolved(udp, *name, &mut cx);
+            association::resolved(udp, *name, replies, &mut cx);
         }
         self.outbounds.announce(&mut self.stats.events);
         Ok(resolved.iter().any(|(_, outcome)| matches!(outcome, Outcome::Resolved { .. })))

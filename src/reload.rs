@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::event_loop::{Engine, Prepared};
 use crate::helper::{Answer, Event, Helper, Request};
 use crate::netfilter::{self, Facts, Installation, ServerAddress, Surroundings};
+use crate::policy::Proto;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -25,7 +26,7 @@ pub struct Rules {
 #[derive(Debug, Clone)]
 pub struct Installed {
     facts: Facts,
-    servers: Vec<SocketAddr>,
+    servers: Vec<(Proto, SocketAddr)>,
 }
 
 impl Rules {
@@ -41,7 +42,7 @@ impl Rules {
     pub fn install(
         helper: &mut Helper,
         config: &Config,
-        servers: &[SocketAddr],
+        servers: &[(Proto, SocketAddr)],
         patience: Duration,
     ) -> Result<Installed, Error> {
         let (networks, devices) = netfilter::questions(config);
@@ -49,7 +50,7 @@ impl Rules {
             Answer::Surroundings(found) => found,
             other => return Err(unexpected(&other)),
         };
-        let facts = Facts::new(config, &found, &by_tcp(servers));
+        let facts = Facts::new(config, &found, &addresses(servers));
         warn(&facts, config);
         helper.call(install_request(config, &facts), patience)?;
         Ok(Installed { facts, servers: servers.to_vec() })
@@ -74,12 +75,12 @@ impl Rules {
     }
 
     /// Passes `servers` by, if they are not those of before.
-    pub fn update_servers(&mut self, servers: &[SocketAddr]) {
+    pub fn update_servers(&mut self, servers: &[(Proto, SocketAddr)]) {
         if servers == self.installed.servers {
             return;
         }
         self.installed.servers = servers.to_vec();
-        self.installed.facts.servers = by_tcp(servers);
+        self.installed.facts.servers = addresses(servers);
         let rules = netfilter::render_servers(&self.installed.facts.servers);
         if let Err(e) = self.helper.submit(Request::Update { rules }) {
             log::warn!("{e}; flows of clients to the outbounds' new addresses may be intercepted");
@@ -95,8 +96,8 @@ fn install_request(config: &Config, facts: &Facts) -> Request {
     }
 }
 
-fn by_tcp(servers: &[SocketAddr]) -> Vec<ServerAddress> {
-    servers.iter().map(|address| ServerAddress { tcp: true, address: *address }).collect()
+fn addresses(servers: &[(Proto, SocketAddr)]) -> Vec<ServerAddress> {
+    servers.iter().map(|(proto, address)| ServerAddress { tcp: *proto == Proto::Tcp, address: *address }).collect()
 }
 
 fn warn(facts: &Facts, config: &Config) {
@@ -267,7 +268,7 @@ impl Installed {
     /// What is to be installed after `self` for `config`. Flows of devices that no listener names any more live on, so
     /// their packets still lead to the process.
     fn next(&self, config: &Config, found: &Surroundings) -> Installed {
-        let mut facts = Facts::new(config, found, &by_tcp(&self.servers));
+        let mut facts = Facts::new(config, found, &addresses(&self.servers));
         let is_named = |device: &String| facts.devices.iter().flatten().any(|named| named == device);
         let mut former: Vec<String> =
             self.facts.devices.iter().flatten().chain(&self.facts.former_devices).cloned().collect();

@@ -12,6 +12,8 @@ use super::uci::shown;
 use super::value::{Addresses, Domains, Value};
 use super::{Env, auto};
 
+mod outbounds;
+
 /// Builds all of it. What is wrong is reported, and the configuration then not to be used.
 pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, report: &mut Report<'_>) -> Config {
     let (sets, set_places) = sets::build(sections, env, open, report);
@@ -21,7 +23,8 @@ pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, re
         |kind: &'static str| sections.iter().filter(move |section| section.of.name == kind && section.enabled);
 
     let globals = globals(sections, &names, env, report);
-    let outbounds: Vec<Outbound> = enabled("outbound").map(|section| outbound(section, &names, report)).collect();
+    let outbounds: Vec<Outbound> =
+        enabled("outbound").map(|section| outbounds::build(section, &names, &globals, report)).collect();
     let listeners: Vec<Listener> =
         enabled("listener").take(MOST_LISTENERS).map(|section| listener(section, &names, report)).collect();
     if let Some(section) = enabled("listener").nth(MOST_LISTENERS) {
@@ -264,48 +267,6 @@ fn listener(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Li
         dest_ip: names.addresses(section, "dest_ip", report),
         dest_port: section.ports("dest_port"),
         router: section.flag("router"),
-    }
-}
-
-fn outbound(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Outbound {
-    required(section, "type", "", report);
-    let kind = match section.word("type") {
-        Some("socks5") => socks5(section, report),
-        Some("reject") => OutboundKind::Reject,
-        Some("drop") => OutboundKind::Drop,
-        // Types that this build doesn't have were refused by the schema.
-        _ => OutboundKind::Direct,
-    };
-    let time = |option| section.time(option).unwrap_or_default();
-    Outbound {
-        name: section.name().to_owned(),
-        label: section.text("label"),
-        line: section.line,
-        kind,
-        udp: section.flag("udp"),
-        udp_outbound: names.target(section, "udp_outbound", Target::Reject, report),
-        connect_timeout: time("connect_timeout"),
-        idle_timeout: time("idle_timeout"),
-        udp_timeout: time("udp_timeout"),
-    }
-}
-
-fn socks5(section: &Checked<'_>, report: &mut Report<'_>) -> OutboundKind {
-    required(section, "server", "", report);
-    required(section, "port", "", report);
-    for (given, other) in [("username", "password"), ("password", "username")] {
-        if section.has(given) && !section.has(other) {
-            let message = format!("{}: {given} without {other}; socks5 has both or none", section.title);
-            report.error(section.line_of(given), message);
-        }
-    }
-    let credentials = section.text("username").zip(section.text("password"));
-    OutboundKind::Socks5 {
-        server: Server {
-            host: section.host("server").unwrap_or_else(|| Host::Name(String::new())),
-            port: section.number("port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
-        },
-        credentials: credentials.map(|(username, password)| Credentials { username, password }),
     }
 }
 

@@ -284,6 +284,10 @@ pub struct Outbound {
     pub idle_timeout: Duration,
     /// `option udp_timeout`: a UDP flow with no datagram (to port 53 alone: 10 s).
     pub udp_timeout: Duration,
+    /// `option device`: the interface that its packets leave by, whatever the routes say.
+    pub device: Option<String>,
+    /// `option fwmark`: bits of the mark on its packets, beside those of `self_mark`.
+    pub fwmark: u32,
 }
 
 /// `option type` of an outbound.
@@ -291,6 +295,20 @@ pub struct Outbound {
 pub enum OutboundKind {
     /// Straight out.
     Direct,
+    /// To a fixed server.
+    Forward {
+        /// The server.
+        server: Server,
+        /// `option send_proxy`.
+        send_proxy: Option<SendProxy>,
+    },
+    /// CONNECT (RFC 9110 section 9.3.6).
+    Http {
+        /// The proxy.
+        server: Server,
+        /// Basic authentication (RFC 7617); `None` is none.
+        credentials: Option<Credentials>,
+    },
     /// RFC 1928.
     Socks5 {
         /// The proxy.
@@ -302,6 +320,15 @@ pub enum OutboundKind {
     Reject,
     /// Silence.
     Drop,
+}
+
+/// Which header of the PROXY protocol goes before what a client sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendProxy {
+    /// A line of text, TCP only.
+    V1,
+    /// Octets, before each datagram too.
+    V2,
 }
 
 /// A server as the user named it.
@@ -334,6 +361,32 @@ pub struct Credentials {
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+impl Outbound {
+    /// Whether datagrams go to the server's own port. (A SOCKS5 server names another for them.)
+    pub fn sends_udp_to_server(&self) -> bool {
+        self.udp && matches!(self.kind, OutboundKind::Forward { .. })
+    }
+}
+
+impl OutboundKind {
+    /// The server that it reaches flows by, if it has one.
+    pub fn server(&self) -> Option<&Server> {
+        match self {
+            OutboundKind::Forward { server, .. }
+            | OutboundKind::Http { server, .. }
+            | OutboundKind::Socks5 { server, .. } => Some(server),
+            OutboundKind::Direct | OutboundKind::Reject | OutboundKind::Drop => None,
+        }
+    }
+
+    /// Whether it can carry datagrams at all: HTTP has no words for them, nor has a PROXY header of version 1.
+    pub fn can_carry_udp(&self) -> bool {
+        let streams_only = Some(SendProxy::V1);
+        !matches!(self, OutboundKind::Http { .. })
+            && !matches!(self, OutboundKind::Forward { send_proxy, .. } if *send_proxy == streams_only)
     }
 }
 

@@ -84,9 +84,9 @@ const LEVELS: &[Word] = &[has("error"), has("warn"), has("info"), has("debug"), 
 const MODES: &[Word] = &[has("tproxy"), has("redirect"), later("plain"), later("http"), later("socks5")];
 const TYPES: &[Word] = &[
     has("direct"),
-    later("forward"),
+    has("forward"),
     has("socks5"),
-    later("http"),
+    has("http"),
     later("shadowsocks"),
     later("group"),
     has("reject"),
@@ -183,12 +183,10 @@ const OUTBOUND: &[Opt] = &[
         .only(&["direct", "forward"])
         .later(),
     opt("full_cone", Kind::Flag, "0", "anyone may answer a client's UDP port").only(&["direct"]),
-    opt("send_proxy", Kind::Word(&[later("v1"), later("v2")]), "", "PROXY header to the server")
-        .only(&["forward"])
-        .later(),
+    opt("send_proxy", Kind::Word(&[has("v1"), has("v2")]), "", "PROXY header to the server").only(&["forward"]),
     opt("send_domain", Kind::Flag, "0", "a sniffed name is sent instead of the address").only(PROXIES).later(),
-    opt("device", Kind::Device, "", "interface that it goes out by").only(DIALLED).later(),
-    opt("fwmark", Kind::Mark, "", "mark on its packets").only(DIALLED).later(),
+    opt("device", Kind::Device, "", "interface that it goes out by").only(DIALLED),
+    opt("fwmark", Kind::Mark, "", "mark on its packets").only(DIALLED),
     opt("member", Kind::Outbound, "", "outbounds of the group").many().only(&["group"]).later(),
     opt("policy", Kind::Word(POLICIES), "failover", "which member takes a flow").only(&["group"]).later(),
     opt("on_all_down", Kind::Word(&[has("reject"), has("direct")]), "reject", "when no member is up")

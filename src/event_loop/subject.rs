@@ -142,7 +142,7 @@ impl Subject for Engine {
             let kind = match section.kind {
                 OutboundKind::Reject => "reject",
                 OutboundKind::Drop => "drop",
-                OutboundKind::Direct | OutboundKind::Socks5 { .. } => continue,
+                _ => continue,
             };
             known.push(Outbound { name: section.name.clone(), kind, state: State::Up, ..NOTHING_COUNTED });
         }

@@ -20,7 +20,7 @@ use std::path::Path;
 pub use render::{render, render_block, render_on_link, render_servers};
 pub use routes::PolicyRoutes;
 
-use crate::config::{Config, Families, Globals, Host, IpRange, OutboundKind};
+use crate::config::{Config, Families, Globals, Host, IpRange, Server};
 use crate::error::Error;
 
 /// Name of our table, family `inet`.
@@ -122,14 +122,17 @@ impl Facts {
 
 /// The servers that the configuration names by address.
 pub fn literal_servers(cfg: &Config) -> Vec<ServerAddress> {
-    let servers = cfg.outbounds.iter().filter_map(|outbound| match &outbound.kind {
-        OutboundKind::Socks5 { server, .. } => match server.host {
-            Host::Address(address) => Some(ServerAddress { tcp: true, address: SocketAddr::new(address, server.port) }),
-            Host::Name(_) => None,
-        },
-        OutboundKind::Direct | OutboundKind::Reject | OutboundKind::Drop => None,
-    });
-    servers.collect()
+    let mut servers = Vec::new();
+    for outbound in &cfg.outbounds {
+        if let Some(Server { host: Host::Address(ip), port }) = outbound.kind.server() {
+            let address = SocketAddr::new(*ip, *port);
+            servers.push(ServerAddress { tcp: true, address });
+            if outbound.sends_udp_to_server() {
+                servers.push(ServerAddress { tcp: false, address });
+            }
+        }
+    }
+    servers
 }
 
 /// The families that this kernel has.

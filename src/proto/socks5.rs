@@ -18,6 +18,8 @@ pub const INPUT_MAX: usize = 4 + 1 + 255 + 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Command {
+    /// Nothing: the handshake is over when the server has taken us in, which is what a health check wants to know.
+    Greet = 0x00,
     /// A TCP connection to the target.
     Connect = 0x01,
     /// A UDP relay; the target is where our datagrams will come from, all zeros if not known (RFC 1928 section 7).
@@ -118,6 +120,22 @@ impl Handshake {
     /// The refusal as soon as it is certain, even if the server's message is not complete: some close right after the
     /// code.
     pub fn step(&mut self, credentials: Option<(&[u8], &[u8])>, input: &[u8], out: &mut [u8]) -> Result<Step, Refusal> {
+        self.step_to(None, credentials, input, out)
+    }
+
+    /// [`Self::step`], asking for `name` (at most 255 octets) at the target's port instead of its address. It must be lent
+    /// to every step.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::step`].
+    pub fn step_to(
+        &mut self,
+        name: Option<&str>,
+        credentials: Option<(&[u8], &[u8])>,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<Step, Refusal> {
         let mut input = Reader::new(input);
         let mut out = Writer::new(out);
         match self.stage {
@@ -127,7 +145,7 @@ impl Handshake {
             }
             Stage::AwaitMethod => match read_method(&mut input, self.with_auth)? {
                 None => Ok(Step::NeedMore),
-                Some(NO_AUTH) => self.request(&input, &mut out),
+                Some(NO_AUTH) => self.request(name, &input, &mut out),
                 Some(_) => {
                     let (username, password) = credentials.ok_or(Refusal::BadCredentials)?;
                     put_credentials(&mut out, username, password)?;
@@ -136,7 +154,7 @@ impl Handshake {
             },
             Stage::AwaitAuth => match read_auth_status(&mut input)? {
                 None => Ok(Step::NeedMore),
-                Some(()) => self.request(&input, &mut out),
+                Some(()) => self.request(name, &input, &mut out),
             },
             Stage::AwaitReply => match read_reply(&mut input)? {
                 None => Ok(Step::NeedMore),
@@ -166,8 +184,21 @@ impl Handshake {
         whole.saturating_sub(input.len())
     }
 
-    fn request(&mut self, input: &Reader<'_>, out: &mut Writer<'_>) -> Result<Step, Refusal> {
-        put_request(out, self.command, self.target).ok_or(Refusal::OutputTooSmall)?;
+    /// What the server has to answer next, for people.
+    pub fn awaits(&self) -> &'static str {
+        match self.stage {
+            Stage::Greet | Stage::AwaitMethod => "greeting",
+            Stage::AwaitAuth => "username and password",
+            Stage::AwaitReply | Stage::Over => "request",
+        }
+    }
+
+    fn request(&mut self, name: Option<&str>, input: &Reader<'_>, out: &mut Writer<'_>) -> Result<Step, Refusal> {
+        if self.command == Command::Greet {
+            self.stage = Stage::Over;
+            return Ok(Step::Done { used: input.used(), bound: Bound::Name { port: 0 } });
+        }
+        put_request(out, self.command, self.target, name).ok_or(Refusal::OutputTooSmall)?;
         Ok(self.send(input, out, Stage::AwaitReply))
     }
 
@@ -224,9 +255,20 @@ fn read_auth_status(input: &mut Reader<'_>) -> Result<Option<()>, Refusal> {
 }
 
 /// VER, CMD, RSV, ATYP, DST.ADDR, DST.PORT (RFC 1928 section 4).
-fn put_request(out: &mut Writer<'_>, command: Command, target: SocketAddr) -> Option<()> {
+fn put_request(out: &mut Writer<'_>, command: Command, target: SocketAddr, name: Option<&str>) -> Option<()> {
     out.put(&[VERSION, command as u8, 0x00])?;
-    put_address(out, target)
+    match name {
+        None => put_address(out, target),
+        Some(name) => put_name(out, name, target.port()),
+    }
+}
+
+/// Writes ATYP, length, name, port (RFC 1928 section 5); nothing fits if the name is longer than 255 octets.
+pub(super) fn put_name(out: &mut Writer<'_>, name: &str, port: u16) -> Option<()> {
+    let length = u8::try_from(name.len()).ok()?;
+    out.put(&[ATYP_NAME, length])?;
+    out.put(name.as_bytes())?;
+    out.put(&port.to_be_bytes())
 }
 
 /// VER, REP, RSV, ATYP, BND.ADDR, BND.PORT (RFC 1928 section 6).

@@ -46,10 +46,11 @@ pub enum UdpRefusal {
     },
 }
 
-/// Writes the header that goes in front of a datagram to `dst`: [`HEADER_V4`] or [`HEADER_V6`] bytes of `out`.
-pub fn encode_udp_header(dst: SocketAddr, out: &mut [u8; HEADER_V6]) -> usize {
+/// Writes the header that goes in front of a datagram to `dst`: [`HEADER_V4`] or [`HEADER_V6`] bytes of `out`, which has at
+/// least the latter.
+pub fn encode_udp_header(dst: SocketAddr, out: &mut [u8]) -> usize {
     let mut writer = Writer::new(out);
-    // RSV, RSV, FRAG. An array of HEADER_V6 octets holds every header, so no `put` fails.
+    // RSV, RSV, FRAG. HEADER_V6 octets hold every header, so no `put` fails.
     let _ = writer.put(&[0x00, 0x00, 0x00]).and_then(|()| put_address(&mut writer, dst));
     writer.written()
 }

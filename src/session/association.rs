@@ -1,7 +1,8 @@
 //! UDP through a SOCKS5 proxy: the control connection that keeps an association alive, and datagrams that wait for it.
 
-use super::dial::{self, Dial, Failure, Progress};
+use super::dial::{self, Ask, Dial, Failure, Progress};
 use super::mapping::{Mapping, Stage, open_udp, register};
+use super::outbound::Outbound;
 use super::reply::Replies;
 use super::udp::Udp;
 use super::{CloseReason, Cx, Owner, Readiness, Side};
@@ -15,7 +16,7 @@ use crate::sys::socket::Family;
 use mio::Interest;
 use mio::unix::SourceFd;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -28,25 +29,26 @@ const WAITING_HEADER: usize = 2 + 18;
 /// How long a mapping whose association failed swallows datagrams before the next one dials again.
 const PENALTY: Duration = Duration::from_secs(1);
 
+/// Our own address is not known before we send: RFC 1928 section 7 asks for zeros then.
+const UNKNOWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// Tries the `attempt`th address of the mapping's outbound and, where the call itself fails, those after it.
 pub(super) fn dial(udp: &mut Udp, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
-    // our own address is not known before we send: RFC 1928 section 7 asks for zeros then
-    let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     loop {
         let Some(mapping) = udp.mappings.get_mut(key) else { return };
         let outbound = cx.outbounds.get(mapping.outbound);
         if let Some(name) = outbound.server().and_then(|server| server.name) {
             cx.resolver.request(name, cx.now);
         }
-        let Some(address) = outbound.address(attempt, unknown, cx.resolver) else {
+        let Some(address) = outbound.address(attempt, UNKNOWN, cx.resolver) else {
             mapping.stage = Stage::Resolving;
             udp.timers.set(key.slot, mapping.started.after(outbound.connect_timeout));
             return;
         };
-        let more = outbound.address(attempt + 1, unknown, cx.resolver).is_some();
-        let dial = Dial::new(outbound, attempt, address, Command::UdpAssociate, unknown);
+        let more = outbound.address(attempt + 1, UNKNOWN, cx.resolver).is_some();
+        let dial = Dial::new(outbound, attempt, address, &ask(mapping.client.address()));
         let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
-        let started = dial::connect(address, cx.self_mark).and_then(|fd| {
+        let started = dial::connect(outbound, address, cx.self_mark).and_then(|fd| {
             let interest = Interest::READABLE | Interest::WRITABLE;
             cx.registry
                 .register(&mut SourceFd(&fd.as_raw_fd()), Owner::Udp(key, Side::Far).token(), interest)
@@ -72,6 +74,11 @@ pub(super) fn dial(udp: &mut Udp, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
             }
         }
     }
+}
+
+/// What is asked of the proxy.
+fn ask(client: SocketAddr) -> Ask<'static> {
+    Ask { command: Command::UdpAssociate, client, target: UNKNOWN, name: None }
 }
 
 /// The address of a named server did not answer: ask whether it has moved.
@@ -115,14 +122,14 @@ fn advance(udp: &mut Udp, key: Key, ready: Readiness, replies: &mut Replies, cx:
     let Some(mapping) = udp.mappings.get_mut(key) else { return };
     let (Some(dial), Some(control)) = (udp.dials.get_mut(mapping.dial), &mapping.control) else { return };
     let outbound = cx.outbounds.get(mapping.outbound);
-    match dial.advance(control.as_fd(), ready, outbound) {
+    match dial.advance(control.as_fd(), ready, outbound, &ask(mapping.client.address())) {
         Ok(Progress::Waiting) => {}
         Ok(Progress::Done { bound, .. }) => {
             let (attempt, server) = (dial.attempt, dial.address);
             let timeout = outbound.udp_timeout;
             // the association lives as long as this connection, which nothing else uses
             dial::set_keepalive_or_warn(control.as_fd());
-            match open_relay(bound, server, Owner::Udp(key, Side::Near), cx) {
+            match open_relay(bound, server, Owner::Udp(key, Side::Near), outbound, cx) {
                 Ok(socket) => {
                     cx.outbounds.get_mut(mapping.outbound).worked(attempt, cx.resolver);
                     mapping.socket = Some(socket);
@@ -140,9 +147,15 @@ fn advance(udp: &mut Udp, key: Key, ready: Readiness, replies: &mut Replies, cx:
 }
 
 /// The socket to the proxy's relay, connected, so that only the relay can answer.
-fn open_relay(bound: Option<Bound>, server: SocketAddr, owner: Owner, cx: &Cx<'_>) -> Result<OwnedFd, Failure> {
+fn open_relay(
+    bound: Option<Bound>,
+    server: SocketAddr,
+    owner: Owner,
+    outbound: &Outbound,
+    cx: &Cx<'_>,
+) -> Result<OwnedFd, Failure> {
     let relay = bound.and_then(|bound| bound.relay(server)).ok_or(Failure::NoRelay)?;
-    let fd = open_udp(Family::of(relay), cx).map_err(|e| Failure::Call("socket", e))?;
+    let fd = open_udp(Family::of(relay), outbound, cx).map_err(|e| Failure::Call("socket", e))?;
     socket::connect(fd.as_fd(), relay).map_err(|e| Failure::Call("connect to the UDP relay", e))?;
     register(&fd, owner, cx).map_err(|e| Failure::Call("epoll_ctl", e))?;
     Ok(fd)
@@ -154,8 +167,7 @@ fn retry(udp: &mut Udp, key: Key, failure: Failure, cx: &mut Cx<'_>) {
     let (attempt, address, connected) =
         dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
     let of_address = failure.is_of_address() && !connected;
-    let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let more = cx.outbounds.get(mapping.outbound).address(attempt + 1, unknown, cx.resolver).is_some();
+    let more = cx.outbounds.get(mapping.outbound).address(attempt + 1, UNKNOWN, cx.resolver).is_some();
     if of_address {
         refresh(mapping, cx);
     }
@@ -167,7 +179,7 @@ fn retry(udp: &mut Udp, key: Key, failure: Failure, cx: &mut Cx<'_>) {
 }
 
 /// The association can't be made: the client gets no answer, as from a server that is not there.
-fn fail(udp: &mut Udp, key: Key, address: Option<SocketAddr>, failure: &Failure, cx: &mut Cx<'_>) {
+pub(super) fn fail(udp: &mut Udp, key: Key, address: Option<SocketAddr>, failure: &Failure, cx: &mut Cx<'_>) {
     let Some(mapping) = udp.mappings.get_mut(key) else { return };
     mapping.stage = Stage::Failed;
     mapping.control = None;
@@ -186,13 +198,14 @@ pub(super) fn timed_out(udp: &mut Udp, key: Key, cx: &mut Cx<'_>) {
         Stage::Resolving => fail(udp, key, None, &Failure::NoAddress, cx),
         _ => {
             let timeout = cx.outbounds.get(mapping.outbound).connect_timeout;
-            retry(udp, key, Failure::TimedOut(timeout), cx);
+            let awaits = udp.dials.get(mapping.dial).map_or("connect", Dial::awaits);
+            retry(udp, key, Failure::TimedOut(timeout, awaits), cx);
         }
     }
 }
 
 /// A name was looked up: mappings that waited for it go on.
-pub fn resolved(udp: &mut Udp, name: NameId, cx: &mut Cx<'_>) {
+pub fn resolved(udp: &mut Udp, name: NameId, replies: &mut Replies, cx: &mut Cx<'_>) {
     if cx.resolver.addresses(name).is_empty() {
         return;
     }
@@ -203,7 +216,12 @@ pub fn resolved(udp: &mut Udp, name: NameId, cx: &mut Cx<'_>) {
             mapping.stage == Stage::Resolving && server.is_some_and(|server| server.name == Some(name))
         });
         if waits {
-            dial(udp, key, 0, cx);
+            udp.reach(key, cx);
+            if let Some(mapping) = udp.mappings.get_mut(key)
+                && mapping.stage == Stage::Ready
+            {
+                send_waiting(mapping, replies, cx);
+            }
         }
     }
 }
@@ -225,7 +243,7 @@ pub(super) fn wait(mapping: &mut Mapping, orig_dst: SocketAddr, payload: &[u8], 
     }
 }
 
-fn send_waiting(mapping: &mut Mapping, replies: &mut Replies, cx: &mut Cx<'_>) {
+pub(super) fn send_waiting(mapping: &mut Mapping, replies: &mut Replies, cx: &mut Cx<'_>) {
     let Some(mut chunk) = mapping.waiting.take() else { return };
     while let Some((orig_dst, len)) = read_header(cx.pool.bytes(&chunk)) {
         chunk.advance(WAITING_HEADER);

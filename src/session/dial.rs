@@ -2,7 +2,9 @@
 
 use super::outbound::{Outbound, State, Way};
 use super::{Cx, Readiness, Seconds, Words};
-use crate::proto::socks5::{Bound, Command, Fault, Handshake, INPUT_MAX, OUTPUT_MAX, Refusal, Step};
+use crate::proto::http;
+use crate::proto::proxy_header::{self, Version};
+use crate::proto::socks5::{self, Bound, Command, Fault, INPUT_MAX, OUTPUT_MAX, Refusal, Step};
 use crate::sys::socket::{Family, Transport};
 use crate::sys::{socket, sockopt};
 use std::fmt;
@@ -20,9 +22,37 @@ pub struct Dial {
     pub address: SocketAddr,
     /// Connected; the handshake is under way.
     connected: bool,
-    handshake: Option<Handshake>,
+    talk: Talk,
     input: [u8; INPUT_MAX],
     have: u16,
+}
+
+/// What is said to the server before bytes of the client flow.
+#[derive(Debug, Clone, Copy)]
+enum Talk {
+    /// Nothing.
+    Silence,
+    /// A header that nothing answers.
+    Header(Version),
+    /// SOCKS5.
+    Socks5(socks5::Handshake),
+    /// The request is not sent yet.
+    HttpRequest,
+    /// The answer is awaited.
+    HttpAnswer(http::Scanner),
+}
+
+/// What is asked of an outbound.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// What the proxy is asked to do, if there is one.
+    pub command: Command,
+    /// For whom.
+    pub client: SocketAddr,
+    /// Where to.
+    pub target: SocketAddr,
+    /// The name to say instead of the target's address.
+    pub name: Option<&'a str>,
 }
 
 /// How far a dial came.
@@ -44,12 +74,14 @@ pub enum Progress {
 pub enum Failure {
     /// A system call.
     Call(&'static str, io::Error),
-    /// The proxy's answer.
+    /// The SOCKS5 proxy's answer.
     Refused(Refusal),
-    /// The server ended the connection in the middle of the handshake.
-    ClosedEarly,
-    /// Nothing was decided within `connect_timeout`.
-    TimedOut(Duration),
+    /// The HTTP proxy's answer.
+    RefusedByHttp(http::Refusal),
+    /// The server ended the connection instead of answering this.
+    ClosedEarly(&'static str),
+    /// This was not answered within `connect_timeout`.
+    TimedOut(Duration, &'static str),
     /// The server's name has no address.
     NoAddress,
     /// The proxy named no port to which datagrams could go.
@@ -59,12 +91,16 @@ pub enum Failure {
 impl Failure {
     /// True if trying another address of the same server may help.
     pub fn is_of_address(&self) -> bool {
-        matches!(self, Failure::Call("connect", _) | Failure::TimedOut(_))
+        matches!(self, Failure::Call("connect", _) | Failure::TimedOut(..))
     }
 
     /// True if the proxy itself is not at fault: it told that the destination can't be reached.
     pub fn is_of_destination(&self) -> bool {
-        matches!(self, Failure::Refused(refusal) if refusal.fault() == Fault::Destination)
+        match self {
+            Failure::Refused(refusal) => refusal.fault() == Fault::Destination,
+            Failure::RefusedByHttp(refusal) => refusal.fault() == Fault::Destination,
+            _ => false,
+        }
     }
 
     /// True if it never came to asking anybody: this machine has run out of something.
@@ -79,21 +115,27 @@ impl fmt::Display for Failure {
             Failure::Call("connect", error) => write!(f, "{}", Words(error)),
             Failure::Call(call, error) => write!(f, "{call}: {}", Words(error)),
             Failure::Refused(refusal) => refusal.fmt(f),
-            Failure::ClosedEarly => f.write_str("server closed the connection during the handshake"),
-            Failure::TimedOut(after) => write!(f, "no answer within {} s", Seconds(*after)),
+            Failure::RefusedByHttp(refusal) => refusal.fmt(f),
+            Failure::ClosedEarly(step) => write!(f, "server closed the connection instead of answering the {step}"),
+            Failure::TimedOut(after, "connect") => write!(f, "no answer within {} s", Seconds(*after)),
+            Failure::TimedOut(after, step) => write!(f, "no answer within {} s to the {step}", Seconds(*after)),
             Failure::NoAddress => f.write_str("its name has no address yet"),
             Failure::NoRelay => f.write_str("it names no UDP relay"),
         }
     }
 }
 
-/// Opens a socket that carries `mark` and starts to connect it.
+/// Opens a socket that leaves by the way that `outbound` has, and starts to connect it.
 ///
 /// # Errors
 /// The call that failed.
-pub fn connect(to: SocketAddr, mark: u32) -> Result<OwnedFd, Failure> {
+pub fn connect(outbound: &Outbound, to: SocketAddr, self_mark: u32) -> Result<OwnedFd, Failure> {
     let fd = socket::open(Family::of(to), Transport::Tcp).map_err(|e| Failure::Call("socket", e))?;
+    let mark = self_mark | outbound.fwmark;
     sockopt::set_mark(fd.as_fd(), mark).map_err(|e| Failure::Call("setsockopt SO_MARK", e))?;
+    if let Some(device) = &outbound.device {
+        sockopt::bind_to_device(fd.as_fd(), device).map_err(|e| Failure::Call("bind to its device", e))?;
+    }
     socket::connect(fd.as_fd(), to).map_err(|e| Failure::Call("connect", e))?;
     Ok(fd)
 }
@@ -106,14 +148,17 @@ pub fn set_keepalive_or_warn(fd: BorrowedFd<'_>) {
 }
 
 impl Dial {
-    /// A dial whose connect is under way to `address`, the `attempt`th of the outbound. `command` and `target`: what the
-    /// proxy will be asked, if there is one.
-    pub fn new(outbound: &Outbound, attempt: u8, address: SocketAddr, command: Command, target: SocketAddr) -> Dial {
-        let handshake = match &outbound.way {
-            Way::Direct => None,
-            Way::Socks5 { credentials, .. } => Some(Handshake::new(command, target, credentials.is_some())),
+    /// A dial whose connect is under way to `address`, the `attempt`th of the outbound.
+    pub fn new(outbound: &Outbound, attempt: u8, address: SocketAddr, ask: &Ask<'_>) -> Dial {
+        let talk = match &outbound.way {
+            Way::Direct | Way::Forward { send_proxy: None, .. } => Talk::Silence,
+            Way::Forward { send_proxy: Some(version), .. } => Talk::Header(*version),
+            Way::Http { .. } => Talk::HttpRequest,
+            Way::Socks5 { credentials, .. } => {
+                Talk::Socks5(socks5::Handshake::new(ask.command, ask.target, credentials.is_some()))
+            }
         };
-        Dial { attempt, address, connected: false, handshake, input: [0; INPUT_MAX], have: 0 }
+        Dial { attempt, address, connected: false, talk, input: [0; INPUT_MAX], have: 0 }
     }
 
     /// Whether the TCP connection stands.
@@ -127,11 +172,17 @@ impl Dial {
         &self.input[have.saturating_sub(len)..have]
     }
 
-    /// Goes on as far as the socket allows.
+    /// Goes on as far as the socket allows. `ask` is what the dial was made with.
     ///
     /// # Errors
     /// Why it failed; the dial is over then.
-    pub fn advance(&mut self, fd: BorrowedFd<'_>, ready: Readiness, outbound: &Outbound) -> Result<Progress, Failure> {
+    pub fn advance(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        ready: Readiness,
+        outbound: &Outbound,
+        ask: &Ask<'_>,
+    ) -> Result<Progress, Failure> {
         if !self.connected {
             if ready.error {
                 sockopt::take_error(fd).map_err(|e| Failure::Call("connect", e))?;
@@ -141,33 +192,80 @@ impl Dial {
             }
             self.connected = true;
         }
-        let Some(mut handshake) = self.handshake else {
-            return Ok(Progress::Done { bound: None, surplus: 0 });
-        };
-        let progress = self.converse(&mut handshake, fd, outbound.credentials());
-        self.handshake = Some(handshake);
-        progress
+        match self.talk {
+            Talk::Silence => Ok(Progress::Done { bound: None, surplus: 0 }),
+            Talk::Header(version) => {
+                let mut out = [0; proxy_header::ENCODED_MAX];
+                let transport = proxy_header::Transport::Stream;
+                let len = proxy_header::encode(version, transport, ask.client, ask.target, &mut out).unwrap_or(0);
+                send_whole(fd, &out[..len])?;
+                Ok(Progress::Done { bound: None, surplus: 0 })
+            }
+            Talk::Socks5(mut handshake) => {
+                let progress = self.converse(&mut handshake, fd, outbound.credentials(), ask.name);
+                self.talk = Talk::Socks5(handshake);
+                progress
+            }
+            Talk::HttpRequest => {
+                send_request(fd, outbound.credentials(), ask)?;
+                self.talk = Talk::HttpAnswer(http::Scanner::new());
+                self.read_answer(fd, outbound, ask)
+            }
+            Talk::HttpAnswer(_) => self.read_answer(fd, outbound, ask),
+        }
+    }
+
+    /// What the server has to answer next, for people.
+    pub fn awaits(&self) -> &'static str {
+        match &self.talk {
+            _ if !self.connected => "connect",
+            Talk::Socks5(handshake) => handshake.awaits(),
+            Talk::Silence | Talk::Header(_) => "connect",
+            Talk::HttpRequest | Talk::HttpAnswer(_) => "request",
+        }
+    }
+
+    /// Looks at what has come and takes only what belongs to the answer, so that the tunnel's first bytes stay in the
+    /// socket.
+    fn read_answer(&mut self, fd: BorrowedFd<'_>, outbound: &Outbound, ask: &Ask<'_>) -> Result<Progress, Failure> {
+        loop {
+            let Talk::HttpAnswer(scanner) = &mut self.talk else { return Ok(Progress::Waiting) };
+            let n = match socket::peek(fd, &mut self.input) {
+                Ok(0) => return Err(Failure::ClosedEarly("request")),
+                Ok(n) => n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(Progress::Waiting),
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Failure::Call("read", e)),
+            };
+            let progress = scanner.scan(&self.input[..n]).map_err(Failure::RefusedByHttp)?;
+            let used = if let http::Progress::Done { used, .. } = progress { used } else { n };
+            socket::discard(fd, used).map_err(|e| Failure::Call("read", e))?;
+            if let http::Progress::Done { status, .. } = progress {
+                let with_auth = outbound.credentials().is_some();
+                // whatever a proxy says to OPTIONS, it lives; only our credentials may be wrong
+                if ask.command != Command::Greet || matches!(status, 401 | 407) {
+                    http::accept(status, with_auth).map_err(Failure::RefusedByHttp)?;
+                }
+                return Ok(Progress::Done { bound: None, surplus: 0 });
+            }
+        }
     }
 
     fn converse(
         &mut self,
-        handshake: &mut Handshake,
+        handshake: &mut socks5::Handshake,
         fd: BorrowedFd<'_>,
         credentials: Option<(&[u8], &[u8])>,
+        name: Option<&str>,
     ) -> Result<Progress, Failure> {
         let mut out = [0; OUTPUT_MAX];
         loop {
             let have = usize::from(self.have);
-            let step = handshake.step(credentials, &self.input[..have], &mut out).map_err(Failure::Refused)?;
+            let step = handshake.step_to(name, credentials, &self.input[..have], &mut out).map_err(Failure::Refused)?;
             match step {
                 Step::Send { used, n } => {
                     self.drop_used(used);
-                    // the socket's buffer is empty here, and a message has at most 513 octets
-                    match socket::send(fd, &out[..n]) {
-                        Ok(sent) if sent == n => {}
-                        Ok(_) => return Err(Failure::Call("send", ErrorKind::WouldBlock.into())),
-                        Err(e) => return Err(Failure::Call("send", e)),
-                    }
+                    send_whole(fd, &out[..n])?;
                 }
                 Step::Done { used, bound } => {
                     return Ok(Progress::Done { bound: Some(bound), surplus: have - used.min(have) });
@@ -175,7 +273,7 @@ impl Dial {
                 Step::NeedMore => {
                     let wanted = handshake.wanted(&self.input[..have]).min(INPUT_MAX - have);
                     match socket::receive(fd, &mut self.input[have..have + wanted]) {
-                        Ok(0) => return Err(Failure::ClosedEarly),
+                        Ok(0) => return Err(Failure::ClosedEarly(handshake.awaits())),
                         Ok(n) => self.have += n as u16,
                         Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(Progress::Waiting),
                         Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -192,6 +290,27 @@ impl Dial {
         self.input.copy_within(used..have, 0);
         self.have -= used as u16;
     }
+}
+
+/// Sends a message of a handshake: the socket's buffer is empty there, and messages have 1.3 kilobytes at most.
+fn send_whole(fd: BorrowedFd<'_>, message: &[u8]) -> Result<(), Failure> {
+    match socket::send(fd, message) {
+        Ok(sent) if sent == message.len() => Ok(()),
+        Ok(_) => Err(Failure::Call("send", ErrorKind::WouldBlock.into())),
+        Err(e) => Err(Failure::Call("send", e)),
+    }
+}
+
+fn send_request(fd: BorrowedFd<'_>, credentials: Option<(&[u8], &[u8])>, ask: &Ask<'_>) -> Result<(), Failure> {
+    let mut out = [0; http::OUTPUT_MAX];
+    let request = match (ask.command, ask.name) {
+        (Command::Greet, _) => http::Request::Options,
+        (_, Some(name)) => http::Request::Name(name, ask.target.port()),
+        (_, None) => http::Request::Address(ask.target),
+    };
+    let len = http::encode(request, credentials, &mut out);
+    let len = len.ok_or(Failure::RefusedByHttp(http::Refusal::OutputTooSmall))?;
+    send_whole(fd, &out[..len])
 }
 
 /// Counts a failed dial, and logs it unless there were others just now:

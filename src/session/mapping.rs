@@ -2,16 +2,17 @@
 
 use super::Cx;
 use super::Owner;
-use super::outbound::{Outbounds, Way};
+use super::outbound::{Outbound, Outbounds, Way};
 use super::reply::Replies;
 use super::tcp::View;
-use crate::proto::socks5_udp::{self, HEADER_V6, UdpSource};
+use crate::proto::proxy_header;
+use crate::proto::socks5_udp::{self, UdpSource};
 use crate::stats::{Drop, Stats};
 use crate::store::endpoint::Endpoint;
 use crate::store::pool::Chunk;
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
-use crate::sys::dgram::queue::Outgoing;
+use crate::sys::dgram::queue::{HEADER_MAX, Outgoing};
 use crate::sys::dgram::{self, ReceiveBatch, SLOTS};
 use crate::sys::socket::{Family, Transport};
 use crate::sys::{self, errqueue, socket, sockopt};
@@ -47,6 +48,17 @@ pub struct Mapping {
     pub(super) bytes_down: u64,
 }
 
+/// Whom the client takes an answer to be from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Who sent it: anyone may (RFC 4787 REQ-8).
+    Sender,
+    /// The one destination of the mapping, whose answers a fixed server gives.
+    OrigDst,
+    /// Whom the proxy names in the header.
+    Header,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// The name of the outbound's server has no address yet.
@@ -72,9 +84,9 @@ impl Mapping {
         let Some(socket) = &self.socket else { return };
         let sent = match outbounds.get(self.outbound).way {
             Way::Direct => send(socket.as_fd(), Some(orig_dst), &[], payload),
-            Way::Socks5 { .. } => {
-                let mut header = [0; HEADER_V6];
-                let len = socks5_udp::encode_udp_header(orig_dst, &mut header);
+            _ => {
+                let mut header = [0; HEADER_MAX];
+                let len = self.header(orig_dst, outbounds, &mut header);
                 send(socket.as_fd(), None, &header[..len], payload)
             }
         };
@@ -88,11 +100,23 @@ impl Mapping {
     pub(super) fn outgoing(&self, slot: usize, orig_dst: SocketAddr, len: usize, outbounds: &Outbounds) -> Outgoing {
         match outbounds.get(self.outbound).way {
             Way::Direct => Outgoing::new(slot, (0, len), Some(orig_dst)),
-            Way::Socks5 { .. } => {
-                let mut header = [0; HEADER_V6];
-                let header_len = socks5_udp::encode_udp_header(orig_dst, &mut header);
+            _ => {
+                let mut header = [0; HEADER_MAX];
+                let header_len = self.header(orig_dst, outbounds, &mut header);
                 Outgoing::new(slot, (0, len), None).with_header(&header[..header_len])
             }
+        }
+    }
+
+    /// Writes what goes before each datagram to `orig_dst`, and returns how long it is.
+    fn header(&self, orig_dst: SocketAddr, outbounds: &Outbounds, out: &mut [u8; HEADER_MAX]) -> usize {
+        match outbounds.get(self.outbound).way {
+            Way::Forward { send_proxy: Some(version), .. } => {
+                let transport = proxy_header::Transport::Datagram;
+                proxy_header::encode(version, transport, self.client.address(), orig_dst, out).unwrap_or(0)
+            }
+            Way::Socks5 { .. } => socks5_udp::encode_udp_header(orig_dst, out),
+            Way::Direct | Way::Forward { .. } | Way::Http { .. } => 0,
         }
     }
 
@@ -101,7 +125,7 @@ impl Mapping {
         &mut self,
         slot: usize,
         batch: &ReceiveBatch,
-        proxied: bool,
+        from: Source,
         replies: &mut Replies,
         cx: &mut Cx<'_>,
     ) {
@@ -109,13 +133,13 @@ impl Mapping {
         if datagram.truncated {
             return cx.stats.drop(Drop::TooLarge);
         }
-        let (from, start) = if proxied {
-            match socks5_udp::parse_udp(datagram.payload) {
+        let (from, start) = match from {
+            Source::Sender => (datagram.from, 0),
+            Source::OrigDst => (self.orig_dst(), 0),
+            Source::Header => match socks5_udp::parse_udp(datagram.payload) {
                 Ok((UdpSource::Address(from), start)) => (from, start),
                 _ => return cx.stats.drop(Drop::Malformed),
-            }
-        } else {
-            (datagram.from, 0)
+            },
         };
         let payload = &datagram.payload[start..];
         replies.push((slot, start, payload), from, self.client.address(), cx.stats);
@@ -124,16 +148,21 @@ impl Mapping {
     /// Tells the client what ICMP said about its datagrams.
     pub(super) fn pass_errors_on(&self, replies: &mut Replies, cx: &mut Cx<'_>) {
         let Some(socket) = &self.socket else { return };
-        if !matches!(cx.outbounds.get(self.outbound).way, Way::Direct) {
-            return;
-        }
+        let forwarded = match cx.outbounds.get(self.outbound).way {
+            Way::Direct => false,
+            Way::Forward { .. } => true,
+            Way::Http { .. } | Way::Socks5 { .. } => return,
+        };
         // bounded: a flood of errors must not hold up the others
         for _ in 0..SLOTS {
             let Ok(error) = errqueue::take(socket.as_fd()) else { return };
             // destination unreachable (RFC 792 type 3, RFC 4443 type 1), but for "fragmentation needed", since we fragment
             let passed_on =
                 if error.destination.is_ipv4() { error.kind == 3 && error.code != 4 } else { error.kind == 1 };
-            if passed_on {
+            if passed_on && forwarded {
+                // the server may be of the other family, and the client knows of the original destination only
+                replies.port_unreachable((self.client.address(), self.orig_dst(), 0), cx.now, cx.stats);
+            } else if passed_on {
                 let flow = (self.client.address(), error.destination, 0);
                 replies.unreachable((error.kind, error.code), 0, flow, cx.now, cx.stats);
             }
@@ -203,20 +232,36 @@ fn send(fd: BorrowedFd<'_>, to: Option<SocketAddr>, header: &[u8], payload: &[u8
 }
 
 /// The outside socket of a direct mapping: unconnected, so that anyone may answer (RFC 4787 REQ-8).
-pub(super) fn open_outside(client: SocketAddr, owner: Owner, cx: &Cx<'_>) -> io::Result<OwnedFd> {
-    let fd = open_udp(Family::of(client), cx)?;
-    match Family::of(client) {
-        Family::V4 => sockopt::set_ipv4_receive_errors(fd.as_fd())?,
-        Family::V6 => sockopt::set_ipv6_receive_errors(fd.as_fd())?,
-    }
+pub(super) fn open_outside(client: SocketAddr, owner: Owner, outbound: &Outbound, cx: &Cx<'_>) -> io::Result<OwnedFd> {
+    let fd = open_udp(Family::of(client), outbound, cx)?;
+    receive_errors(fd.as_fd(), Family::of(client))?;
     register(&fd, owner, cx)?;
     Ok(fd)
 }
 
+/// The outside socket to a fixed server: connected, so that only the server can answer.
+pub(super) fn open_to(server: SocketAddr, owner: Owner, outbound: &Outbound, cx: &Cx<'_>) -> io::Result<OwnedFd> {
+    let fd = open_udp(Family::of(server), outbound, cx)?;
+    receive_errors(fd.as_fd(), Family::of(server))?;
+    socket::connect(fd.as_fd(), server)?;
+    register(&fd, owner, cx)?;
+    Ok(fd)
+}
+
+fn receive_errors(fd: BorrowedFd<'_>, family: Family) -> io::Result<()> {
+    match family {
+        Family::V4 => sockopt::set_ipv4_receive_errors(fd),
+        Family::V6 => sockopt::set_ipv6_receive_errors(fd),
+    }
+}
+
 /// A UDP socket with our mark that fragments what is larger than the path's MTU.
-pub(super) fn open_udp(family: Family, cx: &Cx<'_>) -> io::Result<OwnedFd> {
+pub(super) fn open_udp(family: Family, outbound: &Outbound, cx: &Cx<'_>) -> io::Result<OwnedFd> {
     let fd = socket::open(family, Transport::Udp)?;
-    sockopt::set_mark(fd.as_fd(), cx.self_mark)?;
+    sockopt::set_mark(fd.as_fd(), cx.self_mark | outbound.fwmark)?;
+    if let Some(device) = &outbound.device {
+        sockopt::bind_to_device(fd.as_fd(), device)?;
+    }
     match family {
         Family::V4 => sockopt::set_ipv4_fragment(fd.as_fd())?,
         Family::V6 => sockopt::set_ipv6_fragment(fd.as_fd())?,

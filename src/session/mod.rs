@@ -5,6 +5,7 @@ mod classify;
 mod departed;
 pub mod destinations;
 pub mod dial;
+pub mod fixed;
 pub mod intercept;
 pub mod mapping;
 pub mod outbound;

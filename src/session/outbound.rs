@@ -1,12 +1,16 @@
 //! The ways out as the running process keeps them: configuration, counters, and which address of a server works.
 
-use crate::config::{Config, Credentials, Host, OutboundKind, Server, Target};
-use crate::error::Error;
+use crate::config::{Credentials, Host, SendProxy};
+use crate::proto::proxy_header::Version;
 use crate::resolve::{NameId, Resolver};
-use crate::stats::events::{Bounded, Events, Kind, unix_time};
+use crate::stats::events::{Bounded, unix_time};
 use crate::store::timers::Tick;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
+
+pub use table::Outbounds;
+
+mod table;
 
 /// A way out. Index 0 is the built-in `direct`.
 #[derive(Debug)]
@@ -21,6 +25,12 @@ pub struct Outbound {
     pub idle_timeout: Duration,
     /// UDP with no datagram.
     pub udp_timeout: Duration,
+    /// The interface that its packets leave by.
+    pub device: Option<String>,
+    /// Bits of the mark on its packets, beside those of all our own.
+    pub fwmark: u32,
+    /// Whether datagrams go to the server's own port.
+    pub sends_udp: bool,
     /// Still in the configuration. One that is not lives on until its sessions end.
     pub configured: bool,
     /// Which of the server's addresses worked last.
@@ -60,6 +70,20 @@ pub enum State {
 pub enum Way {
     /// To where the client wanted.
     Direct,
+    /// To a fixed server.
+    Forward {
+        /// The server.
+        server: Upstream,
+        /// The header that tells it client and original destination.
+        send_proxy: Option<Version>,
+    },
+    /// Through an HTTP proxy.
+    Http {
+        /// The proxy.
+        server: Upstream,
+        /// What it wants to hear.
+        credentials: Option<Credentials>,
+    },
     /// Through a SOCKS5 proxy.
     Socks5 {
         /// The proxy.
@@ -104,6 +128,9 @@ impl Outbound {
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(125 * 60),
             udp_timeout: Duration::from_secs(180),
+            device: None,
+            fwmark: 0,
+            sends_udp: false,
             configured: true,
             preferred: 0,
             sessions: 0,
@@ -122,22 +149,31 @@ impl Outbound {
     pub fn kind(&self) -> &'static str {
         match self.way {
             Way::Direct => "direct",
+            Way::Forward { .. } => "forward",
+            Way::Http { .. } => "http",
             Way::Socks5 { .. } => "socks5",
         }
+    }
+
+    /// Whether everything goes to a fixed server.
+    pub fn is_forward(&self) -> bool {
+        matches!(self.way, Way::Forward { .. })
     }
 
     /// The server, if the outbound has one.
     pub fn server(&self) -> Option<&Upstream> {
         match &self.way {
             Way::Direct => None,
-            Way::Socks5 { server, .. } => Some(server),
+            Way::Forward { server, .. } | Way::Http { server, .. } | Way::Socks5 { server, .. } => Some(server),
         }
     }
 
     /// Username and password to lend to a handshake.
     pub fn credentials(&self) -> Option<(&[u8], &[u8])> {
         match &self.way {
-            Way::Socks5 { credentials: Some(c), .. } => Some((c.username.as_bytes(), c.password.as_bytes())),
+            Way::Http { credentials: Some(c), .. } | Way::Socks5 { credentials: Some(c), .. } => {
+                Some((c.username.as_bytes(), c.password.as_bytes()))
+            }
             _ => None,
         }
     }
@@ -189,6 +225,14 @@ impl Outbound {
     }
 }
 
+/// The form of header that the configuration asks for.
+fn version(send_proxy: SendProxy) -> Version {
+    match send_proxy {
+        SendProxy::V1 => Version::V1,
+        SendProxy::V2 => Version::V2,
+    }
+}
+
 /// How many log lines of the same kind were held back; empty text if none was.
 pub struct HeldBack(pub u32);
 
@@ -218,159 +262,5 @@ impl Limiter {
         }
         self.last = Some(now);
         Some(std::mem::take(&mut self.held_back))
-    }
-}
-
-/// All ways out. An index stays the same over reloads for as long as sessions may hold it.
-pub struct Outbounds {
-    list: Vec<Outbound>,
-}
-
-impl Outbounds {
-    /// Only the built-in `direct`.
-    pub fn new() -> Outbounds {
-        let mut list = Vec::with_capacity(OUTBOUNDS_MAX);
-        list.push(Outbound::direct());
-        Outbounds { list }
-    }
-
-    /// Whether [`Self::adopt`] has room for the outbounds of `config`, and the resolver for their names.
-    ///
-    /// # Errors
-    /// What there is too much of.
-    pub fn fit(&self, config: &Config, resolver: &mut Resolver) -> Result<(), Error> {
-        let kept = self.list.iter().skip(1).filter(|o| o.sessions > 0).count();
-        if kept + config.outbounds.len() + 1 > OUTBOUNDS_MAX {
-            let why = format!("the file has {}, and at most {OUTBOUNDS_MAX} fit", config.outbounds.len());
-            return Err(Error::new("take the outbounds over", why));
-        }
-        for section in &config.outbounds {
-            if let OutboundKind::Socks5 { server: Server { host: Host::Name(name), .. }, .. } = &section.kind
-                && resolver.intern(name).is_none()
-            {
-                let what = format!("look up '{name}' for outbound '{}'", section.name);
-                return Err(Error::new(what, "too many different server names").hint("use addresses for some servers"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the outbounds of `config` over: those of the same name keep index and counters, those that have gone are kept
-    /// until their last session ends. Returns for each outbound of `config` the target that the rules shall use.
-    ///
-    /// # Errors
-    /// Those of [`Self::fit`]; nothing has changed then.
-    pub fn adopt(&mut self, config: &Config, resolver: &mut Resolver) -> Result<Vec<Target>, Error> {
-        self.fit(config, resolver)?;
-        for outbound in self.list.iter_mut().skip(1) {
-            outbound.configured = false;
-        }
-        let targets = config.outbounds.iter().map(|section| {
-            let way = match &section.kind {
-                OutboundKind::Reject => return Target::Reject,
-                OutboundKind::Drop => return Target::Drop,
-                OutboundKind::Direct => Way::Direct,
-                OutboundKind::Socks5 { server, credentials } => {
-                    let name = match &server.host {
-                        Host::Name(name) => resolver.intern(name),
-                        Host::Address(_) => None,
-                    };
-                    let server = Upstream { host: server.host.clone(), port: server.port, name };
-                    Way::Socks5 { server, credentials: credentials.clone() }
-                }
-            };
-            let index = self.slot_for(&section.name, &way);
-            let outbound = &mut self.list[index];
-            if outbound.way != way {
-                outbound.state = State::Unknown;
-            }
-            outbound.way = way;
-            outbound.configured = true;
-            outbound.connect_timeout = section.connect_timeout;
-            outbound.idle_timeout = section.idle_timeout;
-            outbound.udp_timeout = section.udp_timeout;
-            Target::Outbound(index as u16)
-        });
-        Ok(targets.collect())
-    }
-
-    /// The index of the outbound of this name, else of one that nobody uses, else of a new one. One whose server has changed
-    /// keeps its index only while no session dials through it by the old one.
-    fn slot_for(&mut self, name: &str, way: &Way) -> usize {
-        let same = |o: &&Outbound| !o.configured && o.name == name && (o.sessions == 0 || o.way == *way);
-        if let Some(index) = self.list.iter().skip(1).position(|o| same(&o)) {
-            return index + 1;
-        }
-        let fresh = Outbound { name: name.into(), ..Outbound::direct() };
-        match self.list.iter().skip(1).position(|o| !o.configured && o.sessions == 0) {
-            Some(index) => {
-                self.list[index + 1] = fresh;
-                index + 1
-            }
-            None => {
-                self.list.push(fresh);
-                self.list.len() - 1
-            }
-        }
-    }
-
-    /// Tells of those with a server that have gone up or down since the last call. To be called once a turn.
-    pub fn announce(&mut self, events: &mut Events) {
-        for outbound in self.list.iter_mut().filter(|outbound| outbound.state != outbound.announced) {
-            outbound.announced = outbound.state;
-            if outbound.server().is_none() || !outbound.configured {
-                continue;
-            }
-            match outbound.state {
-                State::Unknown => {}
-                State::Up => events.push(Kind::OutboundUp, &outbound.name, ""),
-                State::Down => {
-                    let why = outbound.last_error.as_ref().map_or("", |(_, why)| why.as_str());
-                    events.push(Kind::OutboundDown, &outbound.name, why);
-                }
-            }
-        }
-    }
-
-    /// The outbound of this index, which came from [`Self::adopt`] or is 0.
-    pub fn get(&self, index: u16) -> &Outbound {
-        self.list.get(usize::from(index)).unwrap_or(&self.list[0])
-    }
-
-    /// As [`Self::get`], to change.
-    pub fn get_mut(&mut self, index: u16) -> &mut Outbound {
-        let index = if usize::from(index) < self.list.len() { usize::from(index) } else { 0 };
-        &mut self.list[index]
-    }
-
-    /// All, the built-in `direct` first.
-    pub fn iter(&self) -> impl Iterator<Item = (u16, &Outbound)> {
-        self.list.iter().enumerate().map(|(index, outbound)| (index as u16, outbound))
-    }
-
-    /// Whether an outbound that is configured or still has sessions has a server of this name.
-    pub fn uses_name(&self, name: &str) -> bool {
-        self.list.iter().filter(|outbound| outbound.configured || outbound.sessions > 0).any(|outbound| {
-            let host = outbound.server().map(|server| &server.host);
-            matches!(host, Some(Host::Name(known)) if known.eq_ignore_ascii_case(name))
-        })
-    }
-
-    /// Addresses at which servers are reached now, with their ports: what the rules must pass by.
-    pub fn server_addresses(&self, resolver: &Resolver) -> Vec<SocketAddr> {
-        let mut all: Vec<SocketAddr> = Vec::new();
-        for outbound in self.list.iter().filter(|o| o.configured && o.server().is_some()) {
-            let no_destination = SocketAddr::new(IpAddr::from([0; 4]), 0);
-            all.extend((0..ADDRESSES_MAX as u8).map_while(|n| outbound.address(n, no_destination, resolver)));
-        }
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
-}
-
-impl Default for Outbounds {
-    fn default() -> Self {
-        Self::new()
     }
 }

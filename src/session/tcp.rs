@@ -1,6 +1,6 @@
 //! TCP sessions: one slot each, from the accepted connection to the last byte.
 
-use super::dial::{self, Dial, Failure, Progress};
+use super::dial::{self, Ask, Dial, Failure, Progress};
 use super::relay::{End, Pause, Tools, pump};
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
 use crate::policy::By;
@@ -224,10 +224,10 @@ impl Tcp {
                 return;
             };
             let more = outbound.address(attempt + 1, orig_dst, cx.resolver).is_some();
-            let dial = Dial::new(outbound, attempt, address, Command::Connect, orig_dst);
+            let dial = Dial::new(outbound, attempt, address, &session.ask());
             // with several addresses to try, none may use up the whole time
             let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
-            let started = dial::connect(address, cx.self_mark).and_then(|fd| {
+            let started = dial::connect(outbound, address, cx.self_mark).and_then(|fd| {
                 register(cx.registry, fd.as_raw_fd(), Owner::Tcp(key, Side::Far))
                     .map_err(|e| Failure::Call("epoll_ctl", e))?;
                 Ok(fd)
@@ -285,7 +285,7 @@ impl Tcp {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(dial), Some(fd)) = (self.dials.get_mut(session.dial), session.far.borrow()) else { return };
         let outbound = cx.outbounds.get_mut(session.outbound);
-        match dial.advance(fd, ready, outbound) {
+        match dial.advance(fd, ready, outbound, &session.ask()) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Done { surplus, .. }) => {
                 outbound.worked(dial.attempt, cx.resolver);
@@ -416,7 +416,10 @@ impl Tcp {
                         self.timers.set(slot, session.look_after(idle_timeout, cx));
                     }
                 }
-                Stage::Dialling => self.retry(key, Failure::TimedOut(outbound.connect_timeout), cx),
+                Stage::Dialling => {
+                    let awaits = self.dials.get(session.dial).map_or("connect", Dial::awaits);
+                    self.retry(key, Failure::TimedOut(outbound.connect_timeout, awaits), cx);
+                }
                 Stage::Resolving => self.fail(key, None, &Failure::NoAddress, cx),
                 Stage::Sniffing => self.decide_without_name(key, cx),
                 Stage::Silent => {
@@ -516,6 +519,12 @@ impl Tcp {
 }
 
 impl Session {
+    /// What is asked of its outbound.
+    fn ask(&self) -> Ask<'static> {
+        let (client, target) = (self.client.address(), self.orig_dst.address());
+        Ask { command: Command::Connect, client, target, name: None }
+    }
+
     /// Does what is due for a session that lives on, and says when to look again.
     fn look_after(&mut self, idle_timeout: Duration, cx: &mut Cx<'_>) -> Tick {
         let pipes_idle_at = self.active.after(PIPE_IDLE);

@@ -2,9 +2,10 @@
 
 use super::association;
 use super::destinations::{Decision, Destinations};
-use super::dial::Dial;
-use super::mapping::{Mapping, Stage, open_outside, unsent};
-use super::outbound::Way;
+use super::dial::{Dial, Failure};
+use super::fixed;
+use super::mapping::{Mapping, Source, Stage, open_outside, unsent};
+use super::outbound::{Outbound, Way};
 use super::reply::Replies;
 use super::tcp::View;
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
@@ -162,10 +163,15 @@ impl Udp {
         cx: &mut Cx<'_>,
     ) -> Option<Key> {
         let endpoint = Endpoint::from(client);
-        let hash = self.hash(endpoint, outbound);
+        // a fixed server's answers must tell which destination they stand for
+        let only = cx.outbounds.get(outbound).is_forward().then(|| Endpoint::from(orig_dst));
+        let hash = self.hash(endpoint, outbound, only);
         let is_it = |slot| {
             let mapping = self.mappings.key_at(slot).and_then(|key| self.mappings.get(key));
-            mapping.is_some_and(|mapping| mapping.client == endpoint && mapping.outbound == outbound)
+            mapping.is_some_and(|mapping| {
+                let same = mapping.client == endpoint && mapping.outbound == outbound;
+                same && only.is_none_or(|orig_dst| mapping.orig_dst == orig_dst)
+            })
         };
         if let Some(key) = self.index.find(hash, is_it).and_then(|slot| self.mappings.key_at(slot)) {
             return Some(key);
@@ -206,46 +212,66 @@ impl Udp {
         cx.outbounds.get_mut(outbound).sessions += 1;
         self.index.insert(hash, key.slot);
         self.lru.touch(key.slot);
-        match cx.outbounds.get(outbound).way {
-            Way::Direct => match self.open_outside(key, client, cx) {
-                Ok(fd) => {
-                    let timeout = cx.outbounds.get(outbound).udp_timeout.min(DNS_TIMEOUT);
-                    self.timers.set(key.slot, cx.now.after(timeout));
-                    if let Some(mapping) = self.mappings.get_mut(key) {
-                        mapping.socket = Some(fd);
-                        mapping.stage = Stage::Ready;
-                    }
-                }
-                Err(e) => {
-                    cx.stats.drop(Drop::NoDescriptor);
-                    cx.stats.udp.refused += 1;
-                    self.close(key, CloseReason::ServerFailed(e), cx);
-                    return None;
-                }
-            },
-            Way::Socks5 { .. } => association::dial(self, key, 0, cx),
-        }
-        Some(key)
+        self.reach(key, cx);
+        self.mappings.get(key).map(|_| key)
     }
 
-    /// The outside socket of a direct mapping. Where descriptors have run out, the longest idle mapping gives one up.
-    fn open_outside(&mut self, key: Key, client: SocketAddr, cx: &mut Cx<'_>) -> io::Result<OwnedFd> {
-        let owner = Owner::Udp(key, Side::Near);
-        match open_outside(client, owner, cx) {
-            Err(e) if sys::out_of_resources(&e) => {
-                let oldest = self.lru.oldest().filter(|slot| *slot != key.slot);
-                let Some(oldest) = oldest.and_then(|slot| self.mappings.key_at(slot)) else { return Err(e) };
-                cx.stats.udp.evicted += 1;
-                self.close(oldest, CloseReason::Evicted, cx);
-                open_outside(client, owner, cx)
+    /// Starts to open the way out of a mapping that has none yet. It may be closed afterwards.
+    pub(super) fn reach(&mut self, key: Key, cx: &mut Cx<'_>) {
+        let Some(mapping) = self.mappings.get(key) else { return };
+        match cx.outbounds.get(mapping.outbound).way {
+            Way::Direct => self.reach_by(key, cx, |outbound, cx, mapping| {
+                open_outside(mapping.client.address(), Owner::Udp(key, Side::Near), outbound, cx)
+            }),
+            Way::Forward { .. } => fixed::reach(self, key, cx),
+            // HTTP never gets here: `udp_outbound` has taken its place when the flow was decided
+            Way::Http { .. } | Way::Socks5 { .. } => association::dial(self, key, 0, cx),
+        }
+    }
+
+    /// Makes the mapping ready with the socket that `open` gives. Where descriptors have run out, the longest idle mapping
+    /// gives one up.
+    pub(super) fn reach_by(
+        &mut self,
+        key: Key,
+        cx: &mut Cx<'_>,
+        open: impl Fn(&Outbound, &Cx<'_>, &Mapping) -> io::Result<OwnedFd>,
+    ) {
+        let Some(mapping) = self.mappings.get(key) else { return };
+        let mut opened = open(cx.outbounds.get(mapping.outbound), cx, mapping);
+        if matches!(&opened, Err(e) if sys::out_of_resources(e))
+            && let Some(oldest) = self.lru.oldest().filter(|slot| *slot != key.slot)
+            && let Some(oldest) = self.mappings.key_at(oldest)
+        {
+            cx.stats.udp.evicted += 1;
+            self.close(oldest, CloseReason::Evicted, cx);
+            let Some(mapping) = self.mappings.get(key) else { return };
+            opened = open(cx.outbounds.get(mapping.outbound), cx, mapping);
+        }
+        let Some(mapping) = self.mappings.get_mut(key) else { return };
+        match opened {
+            Ok(fd) => {
+                let timeout = cx.outbounds.get(mapping.outbound).udp_timeout.min(DNS_TIMEOUT);
+                self.timers.set(key.slot, cx.now.after(timeout));
+                mapping.socket = Some(fd);
+                mapping.stage = Stage::Ready;
             }
-            opened => opened,
+            Err(e) if cx.outbounds.get(mapping.outbound).is_forward() && !sys::out_of_resources(&e) => {
+                association::fail(self, key, None, &Failure::Call("connect", e), cx);
+            }
+            Err(e) => {
+                cx.stats.drop(Drop::NoDescriptor);
+                cx.stats.udp.refused += 1;
+                self.close(key, CloseReason::ServerFailed(e), cx);
+            }
         }
     }
 
-    fn hash(&self, client: Endpoint, outbound: u16) -> u64 {
+    /// Of a mapping: client and outbound and, where each destination has a mapping of its own, the destination.
+    fn hash(&self, client: Endpoint, outbound: u16, orig_dst: Option<Endpoint>) -> u64 {
         let [a, b, port] = client.words();
-        keyed_hash(self.hash_key, &[a, b, port << 16 | u64::from(outbound)])
+        let [c, d, other_port] = orig_dst.map_or([0; 3], |endpoint| endpoint.words());
+        keyed_hash(self.hash_key, &[a ^ c.rotate_left(17), b ^ d, port << 16 | u64::from(outbound) | other_port << 40])
     }
 
     fn forward(
@@ -320,13 +346,17 @@ impl Udp {
     fn receive(&mut self, key: Key, batch: &mut ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
         let Some(mapping) = self.mappings.get_mut(key) else { return };
         let Some(socket) = mapping.socket.take() else { return };
-        let proxied = !matches!(cx.outbounds.get(mapping.outbound).way, Way::Direct);
+        let source = match cx.outbounds.get(mapping.outbound).way {
+            Way::Direct => Source::Sender,
+            Way::Forward { .. } => Source::OrigDst,
+            Way::Http { .. } | Way::Socks5 { .. } => Source::Header,
+        };
         let mut drained = false;
         for _ in 0..BATCHES_PER_TURN {
             match batch.receive(socket.as_fd()) {
                 Ok(count) => {
                     for slot in 0..count {
-                        mapping.reply(slot, batch, proxied, replies, cx);
+                        mapping.reply(slot, batch, source, replies, cx);
                     }
                     mapping.bytes_down += replies.flush(batch, cx.now, cx.stats);
                     mapping.active = cx.now;
@@ -431,7 +461,8 @@ impl Udp {
 
     pub(super) fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
         let Some(mut mapping) = self.mappings.remove(key) else { return };
-        self.index.remove(self.hash(mapping.client, mapping.outbound), key.slot);
+        let only = cx.outbounds.get(mapping.outbound).is_forward().then_some(mapping.orig_dst);
+        self.index.remove(self.hash(mapping.client, mapping.outbound, only), key.slot);
         self.lru.remove(key.slot);
         self.timers.clear(key.slot);
         self.dials.remove(mapping.dial);

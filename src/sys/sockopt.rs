@@ -45,6 +45,20 @@ pub fn set_mark(fd: BorrowedFd<'_>, mark: u32) -> io::Result<()> {
     set(fd, libc::SOL_SOCKET, libc::SO_MARK, &mark)
 }
 
+/// Packets leave by this interface alone, whatever the routes say: `SO_BINDTODEVICE`, socket(7).
+///
+/// # Errors
+/// `ENODEV`: there is none of that name; `EPERM` without `CAP_NET_RAW` (before Linux 5.7, or if it is bound already).
+pub fn bind_to_device(fd: BorrowedFd<'_>, device: &str) -> io::Result<()> {
+    let len = device.len() as libc::socklen_t;
+    // SAFETY: `fd` is borrowed, so open for the whole call; the kernel reads `len` bytes of `device`, which need not end in
+    // NUL, and keeps no pointer to them.
+    cvt(unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_ptr().cast(), len)
+    })
+    .map(drop)
+}
+
 /// `SO_REUSEADDR`: a listener can be bound again while connections of its predecessor linger.
 pub fn set_reuse_address(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)

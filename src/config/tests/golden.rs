@@ -58,8 +58,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("listener", "option mode plain", "listener mode 'plain'"),
         ("listener", "option mode socks5", "listener mode 'socks5'"),
         ("direct", "option keep_source 1", "outbound keep_source '1'"),
-        ("direct", "option device wan", "outbound device 'wan'"),
-        ("direct", "option fwmark 1", "outbound fwmark '1'"),
         ("socks5", "option send_domain 1", "outbound send_domain '1'"),
         ("socks5", "option spare 2", "outbound spare '2'"),
         ("socks5", "option check_target a.example:80", "outbound check_target 'a.example:80'"),
@@ -80,7 +78,7 @@ fn what_a_later_build_has_is_refused_by_name() {
 
 #[test]
 fn every_outbound_type_of_the_contract_is_known() {
-    for kind in ["forward", "http", "shadowsocks", "group"] {
+    for kind in ["shadowsocks", "group"] {
         let text = format!("config outbound o\n option type {kind}");
         assert_eq!(errors(&text), [format!("f:2: outbound type '{kind}' is not in this build")]);
     }
@@ -88,6 +86,34 @@ fn every_outbound_type_of_the_contract_is_known() {
         errors("config outbound o\n option type sock5"),
         ["f:2: outbound 'o': type 'sock5' is not direct, forward, socks5, http, shadowsocks, group, reject or drop; \
           nearest is 'socks5'"]
+    );
+}
+
+#[test]
+fn what_can_carry_no_datagrams_sends_them_to_udp_outbound() {
+    let outbound = |options: &str| {
+        let text = format!("config outbound o; option server a.example; option port 80; {options}");
+        fine(&text).outbounds.remove(0)
+    };
+    assert!(outbound("option type forward").udp);
+    assert!(outbound("option type forward; option send_proxy v2").udp);
+    assert!(!outbound("option type forward; option send_proxy v1").udp);
+    assert!(!outbound("option type http").udp);
+}
+
+#[test]
+fn a_mark_or_device_that_can_not_be_is_refused() {
+    assert_eq!(
+        errors_in("direct", "option fwmark 0x2000001"),
+        [
+            "f:1: outbound 'o': fwmark 0x2000001 has bits of mark's mask 0x3000000; choose others, or another mark",
+            "f:1: outbound 'o': fwmark 0x2000001 has bits of self_mark's mask 0x3000000; choose others, or another \
+             self_mark"
+        ]
+    );
+    assert_eq!(
+        errors_in("direct", "option device wan*"),
+        ["f:1: outbound 'o': device 'wan*' must be one interface, without *"]
     );
 }
 

@@ -382,3 +382,23 @@ proptest! {
         prop_assert_eq!(reader.used(), n);
     }
 }
+
+#[test]
+fn a_name_is_asked_for_in_place_of_the_address() {
+    let mut handshake = at(Stage::AwaitMethod, false);
+    let mut out = [0; OUTPUT_MAX];
+    let step = handshake.step_to(Some("www.example"), None, METHOD_NONE, &mut out);
+    let request = [&[0x05, 0x01, 0x00, 0x03, 11][..], b"www.example", &[0x01, 0xbb]].concat();
+    assert_eq!(step, Ok(Step::Send { used: 2, n: request.len() }));
+    assert_eq!(out[..request.len()], request);
+    let mut handshake = at(Stage::AwaitMethod, false);
+    assert_eq!(handshake.step_to(Some(&"n".repeat(256)), None, METHOD_NONE, &mut out), Err(Refusal::OutputTooSmall));
+}
+
+#[test]
+fn a_greeting_alone_is_over_when_the_server_has_taken_us_in() {
+    let mut handshake = Handshake::new(Command::Greet, target(), true);
+    let pieces = [METHOD_PASSWORD, AUTH_OK];
+    let (_, sent, _) = converse(&mut handshake, &pieces).unwrap();
+    assert_eq!(sent, [&[0x05, 2, 0, 2][..], &[1, 4], b"user", &[4], b"pass"].concat());
+}

@@ -8,8 +8,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Longest header before a payload: that of SOCKS5 over v6.
-pub const HEADER_MAX: usize = 22;
+/// Longest header before a payload: one of the PROXY protocol with v6 addresses. (One of SOCKS5 has 22 octets.)
+pub const HEADER_MAX: usize = 52;
 
 /// One datagram to send: a header of its own and what a slot holds.
 #[derive(Clone, Copy)]

@@ -1,0 +1,127 @@
+//! `config outbound` → [`Outbound`].
+
+use super::super::check::Checked;
+use super::super::model::*;
+use super::super::report::Report;
+use super::super::uci::shown;
+use super::{Names, required};
+
+/// Builds one; what is wrong is reported.
+pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, report: &mut Report<'_>) -> Outbound {
+    required(section, "type", "", report);
+    let kind = match section.word("type") {
+        Some("forward") => forward(section, report),
+        Some("http") => {
+            let (server, credentials) = proxy(section, "http", report);
+            basic_can_say(section, credentials.as_ref(), report);
+            OutboundKind::Http { server, credentials }
+        }
+        Some("socks5") => {
+            let (server, credentials) = proxy(section, "socks5", report);
+            OutboundKind::Socks5 { server, credentials }
+        }
+        Some("reject") => OutboundKind::Reject,
+        Some("drop") => OutboundKind::Drop,
+        // Types that this build doesn't have were refused by the schema.
+        _ => OutboundKind::Direct,
+    };
+    let udp = carries_udp(section, &kind, report);
+    let time = |option| section.time(option).unwrap_or_default();
+    Outbound {
+        name: section.name().to_owned(),
+        label: section.text("label"),
+        line: section.line,
+        kind,
+        udp,
+        udp_outbound: names.target(section, "udp_outbound", Target::Reject, report),
+        connect_timeout: time("connect_timeout"),
+        idle_timeout: time("idle_timeout"),
+        udp_timeout: time("udp_timeout"),
+        device: device(section, report),
+        fwmark: fwmark(section, globals, report),
+    }
+}
+
+fn server(section: &Checked<'_>, report: &mut Report<'_>) -> Server {
+    required(section, "server", "", report);
+    required(section, "port", "", report);
+    Server {
+        host: section.host("server").unwrap_or_else(|| Host::Name(String::new())),
+        port: section.number("port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
+    }
+}
+
+fn forward(section: &Checked<'_>, report: &mut Report<'_>) -> OutboundKind {
+    let send_proxy = match section.word("send_proxy") {
+        Some("v1") => Some(SendProxy::V1),
+        Some("v2") => Some(SendProxy::V2),
+        _ => None,
+    };
+    OutboundKind::Forward { server: server(section, report), send_proxy }
+}
+
+/// Server and credentials, of which both or none are given.
+fn proxy(section: &Checked<'_>, kind: &str, report: &mut Report<'_>) -> (Server, Option<Credentials>) {
+    let server = server(section, report);
+    for (given, other) in [("username", "password"), ("password", "username")] {
+        if section.has(given) && !section.has(other) {
+            let message = format!("{}: {given} without {other}; {kind} has both or none", section.title);
+            report.error(section.line_of(given), message);
+        }
+    }
+    let credentials = section.text("username").zip(section.text("password"));
+    (server, credentials.map(|(username, password)| Credentials { username, password }))
+}
+
+/// A colon ends the username (RFC 7617 section 2), and control characters have no place in either.
+fn basic_can_say(section: &Checked<'_>, credentials: Option<&Credentials>, report: &mut Report<'_>) {
+    let Some(credentials) = credentials else { return };
+    if credentials.username.contains(':') {
+        let message = format!("{}: username has a colon, which HTTP can't say; expected one without", section.title);
+        report.error(section.line_of("username"), message);
+    }
+    for (option, text) in [("username", &credentials.username), ("password", &credentials.password)] {
+        if text.chars().any(char::is_control) {
+            let message = format!("{}: {option} has a control character, which HTTP can't say", section.title);
+            report.error(section.line_of(option), message);
+        }
+    }
+}
+
+/// `option udp`, where the type can carry it. One that was asked for and can't be is said.
+fn carries_udp(section: &Checked<'_>, kind: &OutboundKind, report: &mut Report<'_>) -> bool {
+    let udp = section.flag("udp");
+    if udp && section.has("udp") && !kind.can_carry_udp() {
+        let why = match kind {
+            OutboundKind::Http { .. } => "HTTP CONNECT carries TCP only",
+            _ => "a PROXY header v1 can't stand before datagrams (v2 can)",
+        };
+        let message = format!("{}: {why}: UDP goes to udp_outbound", section.title);
+        report.warn(section.line_of("udp"), message);
+    }
+    udp && kind.can_carry_udp()
+}
+
+fn device(section: &Checked<'_>, report: &mut Report<'_>) -> Option<String> {
+    let (line, name) = section.texts("device").into_iter().next()?;
+    if name.ends_with('*') {
+        let message = format!("{}: device '{}' must be one interface, without *", section.title, shown(&name));
+        report.error(line, message);
+    }
+    Some(name)
+}
+
+/// Its bits stand beside those of `self_mark`, by which the rules know our packets.
+fn fwmark(section: &Checked<'_>, globals: &Globals, report: &mut Report<'_>) -> u32 {
+    let Some(fwmark) = section.mark("fwmark") else { return 0 };
+    for (option, ours) in [("mark", globals.mark), ("self_mark", globals.self_mark)] {
+        if fwmark.value & ours.mask != 0 {
+            let message = format!(
+                "{}: fwmark {:#x} has bits of {option}'s mask {:#x}; choose others, or another {option}",
+                section.title, fwmark.value, ours.mask
+            );
+            report.error(section.line_of("fwmark"), message);
+        }
+    }
+    fwmark.value
+}
