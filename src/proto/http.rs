@@ -236,10 +236,11 @@ impl fmt::Display for Refusal {
             Refusal::NotHttp { got } => write!(f, "no HTTP proxy there: octet 0x{got:02x} in its status line"),
             Refusal::Version { got } => write!(f, "it answers with HTTP/{}, not HTTP/1", char::from(*got)),
             Refusal::TooLong => write!(f, "the head of its answer has more than {HEAD_MAX} bytes"),
-            Refusal::Status { status: 407, with_auth: true } => {
-                f.write_str("it does not take username and password (407)")
+            // tinyproxy says 401 where 407 is meant
+            Refusal::Status { status: 401 | 407, with_auth: true } => {
+                f.write_str("it does not take username and password")
             }
-            Refusal::Status { status: 407, .. } => f.write_str("it demands username and password (407)"),
+            Refusal::Status { status: 401 | 407, .. } => f.write_str("it demands username and password"),
             Refusal::Status { status, .. } => write!(f, "it answers with status {status}{}", meaning(*status)),
             Refusal::OutputTooSmall => f.write_str("the request is longer than its buffer"),
         }
@@ -250,7 +251,6 @@ impl fmt::Display for Refusal {
 fn meaning(status: u16) -> &'static str {
     match status {
         400 => " (bad request)",
-        401 => " (unauthorized)",
         403 => " (forbidden)",
         404 => " (not found)",
         405 => " (method not allowed)",

@@ -15,13 +15,16 @@ mod mirror;
 mod ns;
 mod passage;
 mod process;
+mod proxies;
 mod sock;
 mod socks;
 
+mod connect;
 mod decisions;
 mod departed;
 mod domains;
 mod failures;
+mod forward;
 mod integrity;
 mod lifecycle;
 mod limits;

@@ -103,6 +103,6 @@ fn a_status_tells_whose_fault_it_is() {
     let refused = |status| accept(status, true).unwrap_err();
     assert_eq!((refused(407).fault(), refused(502).fault()), (Fault::Proxy, Fault::Destination));
     assert_eq!((refused(503).fault(), refused(302).fault()), (Fault::Unclear, Fault::Unclear));
-    assert_eq!(refused(407).to_string(), "it does not take username and password (407)");
+    assert_eq!(refused(407).to_string(), "it does not take username and password");
     assert_eq!(refused(502).to_string(), "it answers with status 502 (bad gateway)");
 }
