@@ -9,6 +9,7 @@ use crate::event_loop::{Engine, LISTENERS_MAX, events, number};
 use crate::helper::{Event, Helper, Request};
 use crate::log_sink;
 use crate::netfilter;
+use crate::reload::mending::Mending;
 use crate::reload::{Reload, Rules};
 use crate::session::pipes::Pipes;
 use crate::stats::events::Kind;
@@ -144,6 +145,7 @@ struct Daemon {
     /// `option metrics`.
     scrapes: Option<Scrapes>,
     scripts: Scripts,
+    mending: Option<Mending>,
     /// Events of which followers have been told.
     told: u64,
 }
@@ -190,7 +192,8 @@ impl Daemon {
         let place = if rules.is_some() { "rules in place" } else { "rules are not its own" };
         let listeners = engine.config().listeners.len();
         log::info!("tproxyd {} ready: {listeners} listening, {place}", env!("CARGO_PKG_VERSION"));
-        Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts: Scripts::default(), told: 0 })
+        let mending = rules.is_some().then(|| Mending::watch(&engine));
+        Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts: Scripts::default(), mending, told: 0 })
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -199,7 +202,8 @@ impl Daemon {
         loop {
             let now = self.engine.tick();
             let scrapes = self.scrapes.as_ref().and_then(|scrapes| scrapes.deadline(now));
-            let until = sooner(sooner(self.control.deadline(), scrapes), self.scripts.deadline());
+            let mending = self.mending.as_ref().and_then(Mending::deadline);
+            let until = [self.control.deadline(), self.scripts.deadline(), mending].into_iter().fold(scrapes, sooner);
             let moved = self.engine.turn(&mut events, until, &mut own).map_err(|e| Error::new("wait for events", &e));
             match moved {
                 Ok(false) => {}
@@ -230,6 +234,10 @@ impl Daemon {
                             self.helper_said(event);
                         }
                     }
+                    number::NEWS | number::NEWS_OF_TABLES => {
+                        let now = self.engine.tick();
+                        self.mending.iter_mut().for_each(|mending| mending.note(now));
+                    }
                     number::CONTROL => self.control.note_connections(),
                     number::METRICS => {
                         if let Some(scrapes) = &mut self.scrapes {
@@ -248,6 +256,9 @@ impl Daemon {
                         self.control.ready(n, &mut self.engine, now);
                     }
                 }
+            }
+            if let (Some(mending), Some(rules)) = (&mut self.mending, &mut self.rules) {
+                mending.run(&self.engine, rules, &self.reload, self.engine.tick());
             }
             self.serve_control();
             self.tell();
@@ -333,11 +344,18 @@ impl Daemon {
                 let script = self.engine.config().globals.on_event.as_deref();
                 self.scripts.run(script, self.engine.events(), self.rules.as_mut(), self.engine.tick());
             }
+            Event::Answered(number, answer) if self.mending.as_ref().is_some_and(|mending| mending.awaits(number)) => {
+                let now = self.engine.tick();
+                if let Some(mending) = &mut self.mending {
+                    mending.go_on(answer, &mut self.engine, rules, &self.reload, now);
+                }
+            }
             Event::Answered(number, answer) => self.reload.go_on(number, answer, &mut self.engine, rules),
             Event::Gone => {
                 log::error!("the privileged helper has ended: rules stay as they are until tproxyd is restarted");
                 self.reload.give_up();
                 self.scripts.give_up();
+                self.mending.iter_mut().for_each(Mending::give_up);
             }
         }
     }

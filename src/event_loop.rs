@@ -47,8 +47,12 @@ pub mod number {
     pub const SCRAPE: u16 = CONTROL_CLIENT + SCRAPE_CLIENT as u16;
     /// See [`SCRAPE`].
     pub const SCRAPE_CLIENT: usize = 6;
-    /// News of this machine, TCP and UDP.
+    /// Listeners: two numbers each, TCP and UDP.
     pub const LISTENER: u16 = 16;
+    /// News of devices and addresses.
+    pub const NEWS: u16 = 96;
+    /// News of nftables.
+    pub const NEWS_OF_TABLES: u16 = 97;
     /// The resolver's sockets.
     pub const RESOLVER: u16 = 256;
 }

@@ -16,6 +16,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub mod mending;
+
 /// The rules in force, and the helper that keeps them.
 pub struct Rules {
     helper: Helper,
@@ -162,6 +164,11 @@ impl Reload {
         number
     }
 
+    /// True while one is under way.
+    pub fn is_busy(&self) -> bool {
+        !matches!(self.step, Step::Idle)
+    }
+
     /// What came of a reload, once for each.
     pub fn outcome(&mut self) -> Option<Outcome> {
         self.outcomes.pop_front()
@@ -265,6 +272,12 @@ impl Reload {
 }
 
 impl Installed {
+    /// Whether `next` has other devices or prefixes.
+    fn is_elsewhere_than(&self, next: &Installed) -> bool {
+        let place = |facts: &Facts| Facts { servers: Vec::new(), ..facts.clone() };
+        place(&self.facts) != place(&next.facts)
+    }
+
     /// What is to be installed after `self` for `config`. Flows of devices that no listener names any more live on, so
     /// their packets still lead to the process.
     fn next(&self, config: &Config, found: &Surroundings) -> Installed {

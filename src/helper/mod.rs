@@ -63,6 +63,8 @@ pub enum Request {
         /// Names and values, all the environment that it gets beside `PATH`.
         environment: Vec<(String, String)>,
     },
+    /// Look whether everything that was installed is still in place: [`Answer::Done`] or [`Answer::Damaged`].
+    Inspect,
 }
 
 /// What came of a [`Request`].
@@ -76,6 +78,8 @@ pub enum Answer {
     Surroundings(Surroundings),
     /// The script before still runs: ask again.
     Busy,
+    /// What is missing, in words.
+    Damaged(String),
 }
 
 /// Something that the helper reports.

@@ -13,7 +13,7 @@ use super::wire::{self, Order};
 use crate::config::{Mark, OnFailure};
 use crate::error::Error;
 use crate::netfilter::load::{self, Objects};
-use crate::netfilter::{self, Installation, TABLE, conntrack};
+use crate::netfilter::{self, Installation, TABLE, conntrack, survey};
 use crate::sys::passing::{self, NamespaceLock};
 use crate::sys::process::{self, Child, fork_child};
 
@@ -71,6 +71,8 @@ struct Installed {
     installation: Installation,
     on_failure: OnFailure,
     objects: Objects,
+    /// How many rules its text has.
+    rules: usize,
 }
 
 impl Server {
@@ -118,6 +120,7 @@ impl Server {
                 None => Ok(Answer::Done),
             },
             Order::Goodbye => Ok(Answer::Done),
+            Order::Inspect => self.inspect(),
             Order::RunScript { path, environment } => self.run_script(&path, environment),
         }
     }
@@ -147,6 +150,7 @@ impl Server {
     /// Routes first: a packet that a rule marks must find its way at once.
     fn install(&mut self, rules: File, new: Installation, on_failure: OnFailure) -> Result<(), Error> {
         let rules = only_our_table(rules)?;
+        let count = rules.lines().filter(|line| line.starts_with("add rule ")).count();
         let before = self.installed.take();
         let same_routes = before.as_ref().is_some_and(|before| before.installation.routes == new.routes);
         let nothing = Objects::default();
@@ -166,12 +170,24 @@ impl Server {
                     let _ = before.installation.routes.remove();
                 }
                 self.mark = Some(new.routes.mark);
-                self.installed = Some(Installed { installation: new, on_failure, objects });
+                self.installed = Some(Installed { installation: new, on_failure, objects, rules: count });
                 Ok(())
             }
             Err(error) => {
                 self.installed = before;
                 Err(error)
+            }
+        }
+    }
+
+    /// What has been taken away is not to be counted on by the next [`Server::install`].
+    fn inspect(&mut self) -> Result<Answer, Error> {
+        let Some(installed) = &mut self.installed else { return Ok(Answer::Done) };
+        match survey::damage(installed.rules, &installed.installation.routes)? {
+            None => Ok(Answer::Done),
+            Some(what) => {
+                installed.objects = Objects::default();
+                Ok(Answer::Damaged(what))
             }
         }
     }

@@ -32,6 +32,7 @@ pub(super) enum Order {
     Forget,
     Goodbye,
     RunScript { path: PathBuf, environment: Vec<(String, String)> },
+    Inspect,
 }
 
 /// The message for `request`, and the file that goes with it.
@@ -46,6 +47,7 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
         Request::Forget => FORGET,
         Request::Goodbye => GOODBYE,
         Request::RunScript { .. } => RUN_SCRIPT,
+        Request::Inspect => INSPECT,
     };
     let mut out = Writer(vec![verb]);
     out.number(number);
@@ -77,7 +79,7 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
                 out.bytes(value.as_bytes());
             }
         }
-        Request::ReadConfig | Request::Remove | Request::Forget | Request::Goodbye => {}
+        Request::ReadConfig | Request::Remove | Request::Forget | Request::Goodbye | Request::Inspect => {}
     }
     Ok((out.0, file))
 }
@@ -112,6 +114,7 @@ pub(super) fn read_request(message: &[u8], file: Option<OwnedFd>) -> Option<(u32
             }
             Order::RunScript { path, environment }
         }
+        INSPECT => Order::Inspect,
         _ => return None,
     };
     Some((number, order))
@@ -133,6 +136,10 @@ pub(super) fn write_answer(number: u32, result: Result<Answer, Error>) -> (Vec<u
         }
         Ok(Answer::Done) => out.0.push(DONE),
         Ok(Answer::Busy) => out.0.push(BUSY),
+        Ok(Answer::Damaged(what)) => {
+            out.0.push(DAMAGED);
+            out.bytes(what.as_bytes());
+        }
         Ok(Answer::File(file)) => {
             out.0.push(FILE);
             return (out.0, Some(file));
@@ -168,6 +175,7 @@ fn read_result(input: &mut Reader<'_>, file: Option<File>) -> Option<Result<Answ
     Some(match input.byte()? {
         DONE => Ok(Answer::Done),
         BUSY => Ok(Answer::Busy),
+        DAMAGED => Ok(Answer::Damaged(input.string()?)),
         FILE => Ok(Answer::File(file?)),
         SURROUNDINGS => {
             let networks = input.strings()?.into_iter().map(|device| (!device.is_empty()).then_some(device)).collect();
@@ -256,12 +264,14 @@ const LOOK: u8 = 6;
 const FORGET: u8 = 7;
 const GOODBYE: u8 = 8;
 const RUN_SCRIPT: u8 = 9;
+const INSPECT: u8 = 10;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const FILE: u8 = 2;
 const SURROUNDINGS: u8 = 3;
 const BUSY: u8 = 4;
+const DAMAGED: u8 = 5;
 
 /// Octets of each part of an error.
 const LONGEST_WORDS: usize = 4096;
@@ -289,6 +299,7 @@ mod tests {
             Request::Look { networks: vec!["lan".into(), "guest".into()], devices: vec!["eth*".into()] },
             Request::Forget,
             Request::Goodbye,
+            Request::Inspect,
             Request::RunScript {
                 path: "/etc/an event".into(),
                 environment: vec![("EVENT".into(), "outbound_down".into()), ("NAME".into(), String::new())],

@@ -10,9 +10,11 @@ pub mod load;
 pub(crate) mod message;
 pub mod neighbours;
 pub mod networks;
+pub mod news;
 pub mod program;
 pub mod render;
 pub mod routes;
+pub mod survey;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -110,6 +110,24 @@ impl PolicyRoutes {
         Ok(())
     }
 
+    /// What is missing of what [`PolicyRoutes::install`] has put in place, in words.
+    ///
+    /// # Errors
+    /// The kernel's refusal to list rules or routes.
+    pub fn missing(&self) -> Result<Option<String>, Error> {
+        let mut socket = open()?;
+        for family in self.each_family() {
+            let found = self.inspect(&mut socket, family)?;
+            if found.our_rules == 0 {
+                return Ok(Some(format!("the {} policy rule {}", name(family), self.priority)));
+            }
+            if !found.our_route {
+                return Ok(Some(format!("the {} route of table {}", name(family), self.table)));
+            }
+        }
+        Ok(None)
+    }
+
     /// What stands in the way of [`PolicyRoutes::install`], in words; nothing is changed.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::store::lru::Lru;
 use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
 use crate::sys::dgram::{ReceiveBatch, SLOTS};
-use crate::sys::netlink::{Asker, FORGOTTEN_FLOWS};
+use crate::sys::netlink::{Asker, FORGOTTEN_FLOWS, Family};
 use crate::sys::out_of_resources;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -135,7 +135,7 @@ impl Redirects {
         if self.asker.is_none() {
             self.asker = Some(open_asker()?);
             // without: TRUSTED alone
-            self.forgotten = Asker::open(FORGOTTEN_FLOWS).ok();
+            self.forgotten = Asker::open(Family::Netfilter, FORGOTTEN_FLOWS).ok();
             self.kept_after = kept_after();
         }
         if self.listeners.len() <= place {
@@ -460,7 +460,7 @@ const ANSWER_MAX: usize = 2048;
 
 /// Opens the socket, and asks something, so that the kernel loads what it needs now, and says now if it can't.
 fn open_asker() -> io::Result<Asker> {
-    let asker = Asker::open(0)?;
+    let asker = Asker::open(Family::Netfilter, 0)?;
     let nobody = SocketAddr::new(IpAddr::from([0; 4]), 0);
     let mut question = [0; QUESTION_MAX];
     let len = ctnetlink::ask(0, Tuple { from: nobody, to: nobody }, &mut question);

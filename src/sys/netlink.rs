@@ -15,6 +15,15 @@ pub enum Family {
     Netfilter,
 }
 
+impl Family {
+    fn protocol(self) -> SockProtocol {
+        match self {
+            Family::Route => SockProtocol::NetlinkRoute,
+            Family::Netfilter => SockProtocol::NetlinkNetFilter,
+        }
+    }
+}
+
 /// A blocking netlink socket. For use once in a while, by the helper and by commands; never on the event loop.
 #[derive(Debug)]
 pub struct Netlink {
@@ -29,11 +38,7 @@ impl Netlink {
     /// # Errors
     /// `EPROTONOSUPPORT` if the kernel was built without that family.
     pub fn open(family: Family) -> io::Result<Netlink> {
-        let protocol = match family {
-            Family::Route => SockProtocol::NetlinkRoute,
-            Family::Netfilter => SockProtocol::NetlinkNetFilter,
-        };
-        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, family.protocol())?;
         socket::setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))?;
         Ok(Netlink { fd, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
     }
@@ -110,7 +115,7 @@ const NEWS_BYTES: usize = 2048;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
 const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 
-/// A netfilter socket for the event loop: nothing waits, nothing is allocated. The kernel answers within the call that asks,
+/// A netlink socket for the event loop: nothing waits, nothing is allocated. The kernel answers within the call that asks,
 /// so what it has to say can be read at once.
 #[derive(Debug)]
 pub struct Asker {
@@ -121,10 +126,10 @@ impl Asker {
     /// Opens it in this process's network namespace. `groups`: what it is told without asking, a bit for each group.
     ///
     /// # Errors
-    /// `EPROTONOSUPPORT` if the kernel was built without nfnetlink; `EPERM` for a group without `CAP_NET_ADMIN`.
-    pub fn open(groups: u32) -> io::Result<Asker> {
+    /// `EPROTONOSUPPORT` if the kernel was built without that family; `EPERM` for a group without `CAP_NET_ADMIN`.
+    pub fn open(family: Family, groups: u32) -> io::Result<Asker> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, flags, family.protocol())?;
         socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Asker { fd })
     }
@@ -147,6 +152,19 @@ impl Asker {
         Ok(buffer.get(..n).unwrap_or_default())
     }
 }
+
+impl AsRawFd for Asker {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// Links, addresses and policy rules of both families that come, go or change: `RTNLGRP_LINK`, `_IPV4_IFADDR`,
+/// `_IPV6_IFADDR`, `_IPV4_RULE`, `_IPV6_RULE` (linux/rtnetlink.h).
+pub const CHANGED_LINKS: u32 = 1 | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | 1 << 7 | 1 << 18;
+
+/// Everything that changes in nftables: `NFNLGRP_NFTABLES`.
+pub const CHANGED_TABLES: u32 = 1 << 6;
 
 /// Connection tracking tells of every entry that it forgets: `NFNLGRP_CONNTRACK_DESTROY` (linux/netfilter/nfnetlink.h).
 pub const FORGOTTEN_FLOWS: u32 = 1 << 2;

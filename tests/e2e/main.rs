@@ -28,6 +28,7 @@ mod forward;
 mod integrity;
 mod lifecycle;
 mod limits;
+mod mending;
 mod names;
 mod operation;
 mod redirect;
