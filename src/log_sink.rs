@@ -5,14 +5,17 @@
 
 use crate::stats::events::{Bounded, unix_time};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Stderr};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Mutex, PoisonError};
 
 /// Starts logging up to `level`. Must be called once.
 pub fn start(level: LevelFilter) {
     let syslog = if std::io::stderr().is_terminal() { None } else { Syslog::connect() };
-    let sink = syslog.map_or(Sink::Terminal, Sink::Syslog);
+    let sink = match syslog {
+        Some(syslog) => Sink::Syslog(syslog),
+        None => Sink::terminal(),
+    };
     let started = log::set_boxed_logger(Box::new(sink)).is_ok();
     debug_assert!(started, "logging is started once");
     log::set_max_level(level);
@@ -21,7 +24,19 @@ pub fn start(level: LevelFilter) {
 enum Sink {
     Syslog(Syslog),
     /// Standard error.
-    Terminal,
+    Terminal(Box<simplelog::WriteLogger<Stderr>>),
+}
+
+impl Sink {
+    fn terminal() -> Sink {
+        let config = simplelog::ConfigBuilder::new()
+            .set_thread_level(LevelFilter::Off)
+            .set_target_level(LevelFilter::Off)
+            .set_location_level(LevelFilter::Off)
+            .build();
+        // the level of the logger itself stays open, since a reload may raise it
+        Sink::Terminal(simplelog::WriteLogger::new(LevelFilter::Trace, config, std::io::stderr()))
+    }
 }
 
 impl Log for Sink {
@@ -35,20 +50,11 @@ impl Log for Sink {
         }
         match self {
             Sink::Syslog(syslog) => syslog.log(record),
-            Sink::Terminal => to_terminal(record),
+            Sink::Terminal(terminal) => terminal.log(record),
         }
     }
 
     fn flush(&self) {}
-}
-
-/// `02:10:33 [WARN] …`, the time in UTC. As one write, so that lines of two processes do not mix.
-fn to_terminal(record: &Record<'_>) {
-    let second = unix_time() % 86_400;
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let line = format!("{hour:02}:{minute:02}:{second:02} [{}] {}\n", record.level(), record.args());
-    // a terminal that has gone can't be told so
-    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// A warning or an error that was logged.
@@ -143,7 +149,7 @@ mod tests {
     // One test, since the problems are those of the whole process.
     #[test]
     fn the_last_problems_are_kept_newest_first_and_old_ones_make_room() {
-        let sink = Sink::Terminal;
+        let sink = Sink::terminal();
         let say = |level, n: usize| {
             sink.log(&Record::builder().level(level).args(format_args!("problem {n}")).build());
         };
