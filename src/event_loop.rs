@@ -442,7 +442,7 @@ impl Engine {
                 !taken(place) && listener.as_ref().is_some_and(|l| l.may_become(section, self.families))
             });
             let old = from.and_then(|place| self.listeners[place].as_ref());
-            plan.push(Planned { from, listener: Listener::open(section, self.families, mark, old)? });
+            plan.push(Planned { from, listener: Listener::open(section, self.families, mark, old, &self.listeners)? });
         }
         Ok(plan)
     }
@@ -467,8 +467,21 @@ impl Engine {
             listener.place = place as u8;
             self.listeners[place] = Some(listener);
         }
+        old.into_iter().flatten().for_each(|listener| self.take_leave(listener));
+        self.listeners.iter().flatten().for_each(Listener::keep_ports);
         self.answer_redirected()?;
         to_register.into_iter().try_for_each(|(fd, number)| self.watch(fd, number))
+    }
+
+    /// Takes what still waits at a listener that goes: connections in its queue would be reset with it.
+    fn take_leave(&mut self, mut listener: Listener) {
+        let now = self.tick();
+        let (tcp, udp, batch, replies, mut cx) = self.split(now);
+        if listener.fd(Proto::Tcp).is_some() {
+            listener.note(Proto::Tcp);
+        }
+        while listener.has_waiting() && !tcp.is_full() && listener.accept(tcp, &mut cx).is_ok() {}
+        listener.receive(udp, batch, replies, &mut cx);
     }
 
     /// Gives the sockets of listeners by redirect to those who answer for them.

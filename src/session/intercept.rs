@@ -71,10 +71,14 @@ impl Bound {
         Bound { address, dual_stack, tcp: section.protos.tcp, udp: section.protos.udp, mode: section.mode }
     }
 
-    fn open(&self, transport: Transport, mark: u32) -> io::Result<OwnedFd> {
+    /// `beside_another`: a socket of our own has the port, and lends it.
+    fn open(&self, transport: Transport, mark: u32, beside_another: bool) -> io::Result<OwnedFd> {
         let fd = socket::open(Family::of(self.address), transport)?;
         let at = fd.as_fd();
         sockopt::set_reuse_address(at)?;
+        if beside_another {
+            sockopt::set_reuse_port(at, true)?;
+        }
         let (v4, v6) = (self.address.is_ipv4() || self.dual_stack, self.address.is_ipv6());
         if v6 {
             sockopt::set_v6_only(at, !self.dual_stack)?;
@@ -121,7 +125,7 @@ impl Bound {
 
 impl Listener {
     /// Opens the sockets of `section`, which send with `mark`; those that `old` has already are left to
-    /// [`Self::inherit`].
+    /// [`Self::inherit`]. A port that one of `current` has, bound otherwise, is shared until that one is closed.
     ///
     /// # Errors
     /// What could not be bound, and what to do about it.
@@ -130,11 +134,17 @@ impl Listener {
         families: Families,
         mark: u32,
         old: Option<&Listener>,
+        current: &[Option<Listener>],
     ) -> Result<Listener, Error> {
         let bound = Bound::of(section, families);
+        let open_beside = |transport: Transport| match bound.open(transport, mark, false) {
+            Err(e) if e.kind() == ErrorKind::AddrInUse && lend_port(current, transport, section.port) => {
+                bound.open(transport, mark, true)
+            }
+            opened => opened,
+        };
         let open = |wanted: bool, transport: Transport, name: &str| {
-            let opened = wanted.then(|| bound.open(transport, mark)).transpose();
-            opened.map_err(|e| {
+            wanted.then(|| open_beside(transport)).transpose().map_err(|e| {
                 let error = Error::new(format!("listen on {}/{name} (listener '{}')", bound.address, section.name), &e);
                 match e.kind() {
                     ErrorKind::AddrInUse => {
@@ -175,6 +185,14 @@ impl Listener {
         }
         if self.bound.udp && self.udp.is_none() {
             (self.udp, self.queued) = (old.udp, old.queued);
+        }
+    }
+
+    /// Nobody else can have its ports from now on: a reload may have had a successor bound beside its predecessor.
+    pub fn keep_ports(&self) {
+        for fd in [&self.tcp, &self.udp].into_iter().flatten() {
+            // it can't fail on a socket, and if it did nothing of ours would change
+            let _ = sockopt::set_reuse_port(fd.as_fd(), false);
         }
     }
 
@@ -285,6 +303,16 @@ impl Listener {
             udp.datagram(slot, flow, batch, replies, cx);
         }
     }
+}
+
+/// Has the sockets of `current` that are bound to `port` share it with another one. False: there is none.
+fn lend_port(current: &[Option<Listener>], transport: Transport, port: u16) -> bool {
+    let holders = current.iter().flatten().filter(|listener| listener.bound.address.port() == port);
+    let sockets = holders.filter_map(|listener| match transport {
+        Transport::Tcp => listener.tcp.as_ref(),
+        Transport::Udp => listener.udp.as_ref(),
+    });
+    sockets.map(|fd| sockopt::set_reuse_port(fd.as_fd(), true)).fold(false, |any, lent| any | lent.is_ok())
 }
 
 /// Decides where an accepted connection goes, and starts it on its way.

@@ -64,6 +64,12 @@ pub fn set_reuse_address(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
 }
 
+/// `SO_REUSEPORT`: while both have it set, this process can bind a second socket to the port of this one. It may be set
+/// after the bind.
+pub fn set_reuse_port(fd: BorrowedFd<'_>, reuse: bool) -> io::Result<()> {
+    set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, reuse.into())
+}
+
 /// `IPV6_V6ONLY`: false makes a v6 wildcard socket serve v4 as well.
 pub fn set_v6_only(fd: BorrowedFd<'_>, only: bool) -> io::Result<()> {
     set_int(fd, libc::SOL_IPV6, libc::IPV6_V6ONLY, only.into())

@@ -167,6 +167,19 @@ impl Lab {
         client
     }
 
+    /// Another network of the house, 192.168.2.0/24 behind `guest0`, with one device, .2.
+    pub fn guest(&self) -> Namespace {
+        let guest = Namespace::new();
+        let cable = format!(
+            "link add guest0 type veth peer name eth0 netns {}\naddr add 192.168.2.1/24 dev guest0\nlink set guest0 up\n",
+            guest.path()
+        );
+        self.router.tool("ip", &["-batch", "-"], &cable);
+        let far = "addr add 192.168.2.2/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.2.1\n";
+        guest.tool("ip", &["-batch", "-"], far);
+        guest
+    }
+
     /// Makes the router an ordinary one: it knows its connections, and its own address stands before what it forwards
     /// (v4). The server, like any on the internet, has no way back to the client's private address then.
     pub fn masquerade(&self) {

@@ -286,14 +286,7 @@ fn run_does_nothing_and_says_so_when_it_is_not_enabled() {
 fn what_is_on_link_or_the_routers_own_is_passed_by() {
     let lab = Lab::new();
     // Another network of the house, on a device without a default route.
-    let guest = crate::ns::Namespace::new();
-    let cable = format!(
-        "link add guest0 type veth peer name eth0 netns {}\naddr add 192.168.2.1/24 dev guest0\nlink set guest0 up\n",
-        guest.path()
-    );
-    lab.router.tool("ip", &["-batch", "-"], &cable);
-    let far = "addr add 192.168.2.2/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.2.1\n";
-    guest.tool("ip", &["-batch", "-"], far);
+    let guest = lab.guest();
     let printer = Mirror::start(&guest, "192.168.2.2".parse().expect("an address"));
     let routers = Family::BOTH.map(|family| Mirror::start(&lab.router, family.router_wan()));
     let _daemon = Daemon::start(&lab, &direct());

@@ -28,6 +28,7 @@ mod forward;
 mod integrity;
 mod lifecycle;
 mod limits;
+mod listeners;
 mod mending;
 mod names;
 mod operation;
