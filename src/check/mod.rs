@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::config::{Config, Mode};
 use crate::error::Error;
-use crate::netfilter::{Facts, Installation, commands, conntrack, load, render};
+use crate::netfilter::{Facts, Installation, commands, conntrack, load, render, survey};
 use crate::sys::process::{self, Capability};
 
 /// How bad it is.
@@ -110,6 +110,7 @@ pub fn machine(cfg: &Config, needs: Needs) -> Vec<Finding> {
         let needed = cfg.listeners.iter().any(|listener| listener.mode == Mode::Redirect && listener.protos.udp);
         findings.push(Finding::of(if needed { Severity::Fail } else { Severity::Warn }, &error));
     }
+    kept_sources(&mut findings, cfg);
     ports::check(&mut findings, cfg);
     findings
 }
@@ -224,6 +225,20 @@ fn routes(findings: &mut Vec<Finding>, cfg: &Config) {
             findings.extend(clashes.into_iter().map(|clash| Finding::new(Severity::Fail, clash, mend)));
         }
         Err(error) => findings.push(Finding::of(Severity::Fail, &error)),
+    }
+}
+
+/// An address that masquerading replaces is kept for nothing.
+fn kept_sources(findings: &mut Vec<Finding>, cfg: &Config) {
+    let Some(outbound) = cfg.outbounds.iter().find(|outbound| outbound.keep_source) else { return };
+    if survey::masquerades().unwrap_or(false) {
+        let text = format!(
+            "outbound '{}' keeps the clients' addresses, and this router masquerades: where it does, the server sees the \
+             router's address all the same",
+            outbound.name
+        );
+        let mend = "except these flows from masquerading, or drop `option keep_source`";
+        findings.push(Finding::new(Severity::Warn, text, mend));
     }
 }
 

@@ -288,6 +288,8 @@ pub struct Outbound {
     pub device: Option<String>,
     /// `option fwmark`: bits of the mark on its packets, beside those of `self_mark`.
     pub fwmark: u32,
+    /// `option keep_source`: the server sees the client's own address.
+    pub keep_source: bool,
 }
 
 /// `option type` of an outbound.

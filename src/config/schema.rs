@@ -179,9 +179,7 @@ const OUTBOUND: &[Opt] = &[
     opt("method", Kind::Text, "", "cipher").only(&["shadowsocks"]).later(),
     opt("udp", Kind::Flag, "1", "whether it carries UDP").only(CARRIERS),
     opt("udp_outbound", Kind::Outbound, "reject", "where UDP goes if it doesn't carry it").only(CARRIERS),
-    opt("keep_source", Kind::Flag, "0", "the server sees the client's own address")
-        .only(&["direct", "forward"])
-        .later(),
+    opt("keep_source", Kind::Flag, "0", "the server sees the client's own address").only(&["direct", "forward"]),
     opt("full_cone", Kind::Flag, "0", "anyone may answer a client's UDP port").only(&["direct"]),
     opt("send_proxy", Kind::Word(&[has("v1"), has("v2")]), "", "PROXY header to the server").only(&["forward"]),
     opt("send_domain", Kind::Flag, "0", "a sniffed name is sent instead of the address").only(PROXIES).later(),

@@ -18,6 +18,7 @@ use std::fmt::{Arguments, Display, Write};
 use super::{Facts, ServerAddress, TABLE};
 use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mark, Mode, OnFailure, Set};
 
+mod keep_source;
 mod narrowing;
 mod redirecting;
 mod router;
@@ -181,6 +182,7 @@ impl<'a> Script<'a> {
         if ports.is_empty() {
             return;
         }
+        self.answers_to_kept_sources();
         // Who speaks to the port itself was not intercepted: its flow would loop, or use the proxy from outside.
         self.rule(
             "prerouting",
@@ -350,7 +352,7 @@ impl<'a> Script<'a> {
     /// A datagram that we send to a client in the name of somebody the client never spoke to begins a flow; the client's
     /// answer is a reply to it, and must come to us as well.
     fn output(&mut self) {
-        if self.purpose == Purpose::Run {
+        if !self.kept_sources() && self.purpose == Purpose::Run {
             let own = matches_mark("meta mark", self.cfg.globals.self_mark);
             let mark = sets_mark("ct mark", self.cfg.globals.mark);
             self.rule(

@@ -17,6 +17,24 @@ pub fn damage(rules: usize, routes: &PolicyRoutes) -> Result<Option<String>, Err
     Ok(routes.missing()?.map(|what| format!("{what} had been taken away")))
 }
 
+/// Whether some rule of nftables (or of iptables-nft) masquerades: then a client's own address does not get past it.
+///
+/// # Errors
+/// The kernel's refusal to list rules.
+pub fn masquerades() -> Result<bool, Error> {
+    let failed = |error| Error::new("list the rules that are in place", error);
+    let mut socket = Netlink::open(Family::Netfilter).map_err(failed)?;
+    let mut found = false;
+    Message::new(GETRULE, 0, &[0; 4])
+        .dump(&mut socket, |_, body| {
+            // names of an expression, and of a target of iptables
+            found |=
+                [&b"masq\0"[..], b"MASQUERADE\0"].iter().any(|name| body.windows(name.len()).any(|part| part == *name));
+        })
+        .map_err(failed)?;
+    Ok(found)
+}
+
 /// Rules in all chains of our table; 0 if there is none.
 fn count_rules() -> Result<usize, Error> {
     let failed = |error| Error::new("list the rules that are in place", error);

@@ -48,7 +48,7 @@ pub(super) fn dial(udp: &mut Udp, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
         let more = outbound.address(attempt + 1, UNKNOWN, cx.resolver).is_some();
         let dial = Dial::new(outbound, attempt, address, &ask(mapping.client.address()));
         let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
-        let started = dial::connect(outbound, address, cx.self_mark).and_then(|fd| {
+        let started = dial::connect(outbound, mapping.client.address(), address, cx.self_mark).and_then(|fd| {
             let interest = Interest::READABLE | Interest::WRITABLE;
             cx.registry
                 .register(&mut SourceFd(&fd.as_raw_fd()), Owner::Udp(key, Side::Far).token(), interest)

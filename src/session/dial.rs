@@ -125,19 +125,37 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Opens a socket that leaves by the way that `outbound` has, and starts to connect it.
+/// Opens a socket that leaves by the way that `outbound` has, for `client`, and starts to connect it.
 ///
 /// # Errors
 /// The call that failed.
-pub fn connect(outbound: &Outbound, to: SocketAddr, self_mark: u32) -> Result<OwnedFd, Failure> {
+pub fn connect(outbound: &Outbound, client: SocketAddr, to: SocketAddr, self_mark: u32) -> Result<OwnedFd, Failure> {
     let fd = socket::open(Family::of(to), Transport::Tcp).map_err(|e| Failure::Call("socket", e))?;
     let mark = self_mark | outbound.fwmark;
     sockopt::set_mark(fd.as_fd(), mark).map_err(|e| Failure::Call("setsockopt SO_MARK", e))?;
     if let Some(device) = &outbound.device {
         sockopt::bind_to_device(fd.as_fd(), device).map_err(|e| Failure::Call("bind to its device", e))?;
     }
+    if outbound.keeps_source_of(client, to) {
+        sockopt::set_bind_address_no_port(fd.as_fd())
+            .and_then(|()| bind_in_name_of(fd.as_fd(), client))
+            .map_err(|e| Failure::Call("bind to the client's address", e))?;
+    }
     socket::connect(fd.as_fd(), to).map_err(|e| Failure::Call("connect", e))?;
     Ok(fd)
+}
+
+/// Binds to the client's own address, and a port that the kernel chooses: with the client's port, too, both halves of the
+/// flow would be one to connection tracking.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN` or `CAP_NET_RAW`.
+pub fn bind_in_name_of(fd: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()> {
+    match Family::of(client) {
+        Family::V4 => sockopt::set_ipv4_transparent(fd)?,
+        Family::V6 => sockopt::set_ipv6_transparent(fd)?,
+    }
+    socket::bind(fd, SocketAddr::new(client.ip(), 0))
 }
 
 /// Finds a peer that vanished after 5 minutes of silence and four unanswered probes.

@@ -24,7 +24,7 @@ pub(super) fn reach(udp: &mut Udp, key: Key, cx: &mut Cx<'_>) {
         let addresses = (0..).map_while(|attempt| outbound.address(attempt, mapping.orig_dst(), cx.resolver));
         let mut opened = Err(ErrorKind::AddrNotAvailable.into());
         for server in addresses {
-            opened = open_to(server, Owner::Udp(key, Side::Near), outbound, cx);
+            opened = open_to(server, mapping.client.address(), Owner::Udp(key, Side::Near), outbound, cx);
             if opened.is_ok() {
                 break;
             }

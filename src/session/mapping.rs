@@ -2,6 +2,7 @@
 
 use super::Cx;
 use super::Owner;
+use super::dial::bind_in_name_of;
 use super::outbound::{Outbound, Outbounds, Way};
 use super::reply::Replies;
 use super::tcp::View;
@@ -235,14 +236,26 @@ fn send(fd: BorrowedFd<'_>, to: Option<SocketAddr>, header: &[u8], payload: &[u8
 pub(super) fn open_outside(client: SocketAddr, owner: Owner, outbound: &Outbound, cx: &Cx<'_>) -> io::Result<OwnedFd> {
     let fd = open_udp(Family::of(client), outbound, cx)?;
     receive_errors(fd.as_fd(), Family::of(client))?;
+    if outbound.keep_source {
+        bind_in_name_of(fd.as_fd(), client)?;
+    }
     register(&fd, owner, cx)?;
     Ok(fd)
 }
 
 /// The outside socket to a fixed server: connected, so that only the server can answer.
-pub(super) fn open_to(server: SocketAddr, owner: Owner, outbound: &Outbound, cx: &Cx<'_>) -> io::Result<OwnedFd> {
+pub(super) fn open_to(
+    server: SocketAddr,
+    client: SocketAddr,
+    owner: Owner,
+    outbound: &Outbound,
+    cx: &Cx<'_>,
+) -> io::Result<OwnedFd> {
     let fd = open_udp(Family::of(server), outbound, cx)?;
     receive_errors(fd.as_fd(), Family::of(server))?;
+    if outbound.keeps_source_of(client, server) {
+        bind_in_name_of(fd.as_fd(), client)?;
+    }
     socket::connect(fd.as_fd(), server)?;
     register(&fd, owner, cx)?;
     Ok(fd)

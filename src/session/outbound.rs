@@ -29,6 +29,8 @@ pub struct Outbound {
     pub device: Option<String>,
     /// Bits of the mark on its packets, beside those of all our own.
     pub fwmark: u32,
+    /// Its packets have the client's own address.
+    pub keep_source: bool,
     /// Whether datagrams go to the server's own port.
     pub sends_udp: bool,
     /// Still in the configuration. One that is not lives on until its sessions end.
@@ -130,6 +132,7 @@ impl Outbound {
             udp_timeout: Duration::from_secs(180),
             device: None,
             fwmark: 0,
+            keep_source: false,
             sends_udp: false,
             configured: true,
             preferred: 0,
@@ -143,6 +146,11 @@ impl Outbound {
             announced: State::Unknown,
             limiter: Limiter::default(),
         }
+    }
+
+    /// Whether what goes to `to` for `client` has the client's own address; one of another family can't.
+    pub fn keeps_source_of(&self, client: SocketAddr, to: SocketAddr) -> bool {
+        self.keep_source && client.is_ipv4() == to.is_ipv4()
     }
 
     /// Type as the configuration calls it.

@@ -227,7 +227,7 @@ impl Tcp {
             let dial = Dial::new(outbound, attempt, address, &session.ask());
             // with several addresses to try, none may use up the whole time
             let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
-            let started = dial::connect(outbound, address, cx.self_mark).and_then(|fd| {
+            let started = dial::connect(outbound, session.client.address(), address, cx.self_mark).and_then(|fd| {
                 register(cx.registry, fd.as_raw_fd(), Owner::Tcp(key, Side::Far))
                     .map_err(|e| Failure::Call("epoll_ctl", e))?;
                 Ok(fd)

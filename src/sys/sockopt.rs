@@ -37,6 +37,15 @@ pub fn set_ipv6_transparent(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_int(fd, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1)
 }
 
+/// A bind to port 0 leaves the choice to connect, which knows the destination: one source address then has its ports once for
+/// each destination. `IP_BIND_ADDRESS_NO_PORT`, ip(7); it serves v6 sockets as well.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 4.2.
+pub fn set_bind_address_no_port(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
 /// The fwmark of all packets that this socket sends: `SO_MARK`, socket(7).
 ///
 /// # Errors

@@ -188,6 +188,14 @@ impl Daemon {
         self.router.tool(PROGRAM, &all, "")
     }
 
+    /// What `check` says of the machine, whether it is content or not.
+    pub fn check(&self) -> String {
+        let mut command = self.router.command(PROGRAM);
+        command.args(["check", "--config"]).arg(&self.config);
+        let output = command.output().expect("run check");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    }
+
     /// What `status --json` says now.
     pub fn status(&self) -> Json {
         Json::parse(&self.command("status", &["--json"]))

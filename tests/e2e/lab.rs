@@ -187,6 +187,11 @@ impl Lab {
         self.server.tool("ip", &["route", "del", "192.168.1.0/24"], "");
     }
 
+    /// Makes the router one with the firewall of OpenWrt.
+    pub fn firewall(&self) {
+        self.router.tool("nft", &["-f", "-"], FW4);
+    }
+
     /// Makes the router know its connections, as a stateful firewall does.
     pub fn track_connections(&self) {
         self.router.tool("nft", &["-f", "-"], FIREWALL);
@@ -206,6 +211,35 @@ addr add fd00:2::2/64 dev eth0 nodad
 link set eth0 up
 route add default via 192.168.2.1
 route add ::/0 via fd00:2::1
+";
+
+/// What fw4 makes of a router with the zones lan (all accepted), guest on `lan1` (input and forward to lan rejected) and
+/// wan, with `drop_invalid`, and with the rule that our package adds: accepted by mark.
+const FW4: &str = "
+table inet fw4 {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        iifname lo accept
+        ct state vmap { established : accept, related : accept, invalid : drop }
+        meta mark & 0x03000000 == 0x01000000 accept comment \"tproxyd\"
+        meta l4proto { icmp, ipv6-icmp } accept
+        iifname lan0 accept
+        reject
+    }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state vmap { established : accept, related : accept, invalid : drop }
+        ct status dnat accept
+        meta l4proto { icmp, ipv6-icmp } accept
+        iifname { lan0, lan1 } oifname wan0 accept
+        reject
+    }
+    chain output {
+        type filter hook output priority filter; policy accept;
+        oifname lo accept
+        ct state vmap { established : accept, related : accept, invalid : drop }
+    }
+}
 ";
 
 const MASQUERADE: &str = "

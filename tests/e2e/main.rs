@@ -26,6 +26,7 @@ mod domains;
 mod failures;
 mod forward;
 mod integrity;
+mod keep_source;
 mod lifecycle;
 mod limits;
 mod listeners;

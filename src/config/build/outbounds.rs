@@ -39,6 +39,7 @@ pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, rep
         udp_timeout: time("udp_timeout"),
         device: device(section, report),
         fwmark: fwmark(section, globals, report),
+        keep_source: section.flag("keep_source"),
     }
 }
 

@@ -57,7 +57,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
         ("listener", "option mode plain", "listener mode 'plain'"),
         ("listener", "option mode socks5", "listener mode 'socks5'"),
-        ("direct", "option keep_source 1", "outbound keep_source '1'"),
         ("socks5", "option send_domain 1", "outbound send_domain '1'"),
         ("socks5", "option spare 2", "outbound spare '2'"),
         ("socks5", "option check_target a.example:80", "outbound check_target 'a.example:80'"),

@@ -79,6 +79,7 @@ impl Outbounds {
             outbound.udp_timeout = section.udp_timeout;
             outbound.device = section.device.clone();
             outbound.fwmark = section.fwmark;
+            outbound.keep_source = section.keep_source;
             outbound.sends_udp = section.sends_udp_to_server();
             Target::Outbound(index as u16)
         });
