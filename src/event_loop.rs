@@ -24,6 +24,7 @@ use crate::sys::dgram::ReceiveBatch;
 use crate::sys::random;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
+use std::cell::RefCell;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,8 @@ pub struct Engine {
     addresses: Addresses,
     stats: Stats,
     names: Names,
+    /// Flows that each rule decided in the kernel, by its number, as last looked at.
+    kernel_hits: RefCell<Vec<(u32, u64)>>,
     accept_again: Option<Tick>,
     accept_limiter: Limiter,
     lookup_limiter: Limiter,
@@ -131,6 +134,7 @@ impl Engine {
             addresses: Addresses::watch()?,
             stats: Stats::new(),
             names: Names::new((globals.tcp_sessions + globals.udp_sessions) as usize),
+            kernel_hits: RefCell::default(),
             accept_again: None,
             accept_limiter: Limiter::default(),
             lookup_limiter: Limiter::default(),

@@ -98,6 +98,7 @@ client probe tcp $INTERNET4:7000 1000 | grep "seen as 10.0.2.1" || fail "no traf
 configure() {
 	{
 		echo "config globals 'globals'"
+		echo "	option kernel_verdicts '0'"
 		for line; do echo "	option $line"; done
 		cat <<-UCI
 			config listener 'lan'

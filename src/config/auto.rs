@@ -17,6 +17,13 @@ pub(super) fn relay_memory(total_memory: u64) -> u64 {
     (installed(total_memory) / 32).clamp(256 * KIB, 32 * 1024 * KIB)
 }
 
+/// `kernel_set_max`: 16384 at 256 MB, in proportion, from 2048 to 65536. An interval takes 150 bytes of the kernel, and
+/// several times that of `nft` while it is loaded.
+pub(super) fn kernel_set_max(total_memory: u64) -> u32 {
+    let intervals = installed(total_memory) / (16 * KIB);
+    u32::try_from(intervals.clamp(2048, 65_536)).unwrap_or(2048)
+}
+
 /// The memory that is printed on the box. The kernel shows less (57 to 61 of 64 MB), having taken its own share, so that
 /// it is rounded up to the next quarter of a power of two. 0, unknown, counts as 64 MB.
 fn installed(total_memory: u64) -> u64 {

@@ -197,6 +197,7 @@ fn globals(sections: &[Checked<'_>], names: &Names, env: &Env, report: &mut Repo
             .map_or(auto::sessions_within(env.total_memory, env.descriptors), saturated),
         relay_memory: section.number("relay_memory").unwrap_or(auto::relay_memory(env.total_memory)),
         control: section.path("control"),
+        kernel_set_max: section.number("kernel_set_max").map_or(auto::kernel_set_max(env.total_memory), saturated),
         sniff_port: section.sniff_ports("sniff_port"),
         sniff_timeout: section.time("sniff_timeout").unwrap_or_default(),
         metrics: section.text("metrics").and_then(|text| text.parse().ok()),

@@ -69,6 +69,8 @@ pub struct Globals {
     pub relay_memory: u64,
     /// `option control`.
     pub control: PathBuf,
+    /// `option kernel_set_max`, auto resolved: intervals of a set that rules may have in the kernel.
+    pub kernel_set_max: u32,
     /// `list sniff_port`: where names are looked for.
     pub sniff_port: Vec<SniffPort>,
     /// `option sniff_timeout`: for how long.
@@ -276,6 +278,8 @@ pub struct Outbound {
     pub kind: OutboundKind,
     /// `option udp`: whether it carries UDP.
     pub udp: bool,
+    /// `option full_cone`: its UDP goes through the process, so that anyone may answer.
+    pub full_cone: bool,
     /// `option udp_outbound`: where UDP goes if not. Never leads in a circle.
     pub udp_outbound: Target,
     /// `option connect_timeout`: until the destination has answered, handshakes included.

@@ -122,7 +122,7 @@ const GLOBALS: &[Opt] = &[
     opt("enabled", Kind::Flag, "1", "0: `run` does nothing and says so"),
     opt("log_level", Kind::Word(LEVELS), "info", "what is logged: this and what is worse"),
     opt("default", Kind::Outbound, "direct", "outbound of flows that no rule matches"),
-    opt("kernel_verdicts", Kind::Flag, "0", "1: what netfilter can decide alone is left to it").later(),
+    opt("kernel_verdicts", Kind::Flag, "1", "what netfilter can decide alone is left to it"),
     opt("on_failure", Kind::Word(&[has("direct"), has("block")]), "direct", "traffic while the daemon does not run"),
     opt("mark", Kind::Mark, "0x01000000/0x03000000", "fwmark and conntrack mark of what is intercepted"),
     opt("self_mark", Kind::Mark, "0x02000000/0x03000000", "fwmark of the daemon's own packets"),
@@ -136,8 +136,7 @@ const GLOBALS: &[Opt] = &[
         .later(),
     opt("control", Kind::Path, "/var/run/tproxyd/control.sock", "the control socket"),
     opt("metrics", Kind::Endpoint, "", "address:port of a Prometheus listener"),
-    opt("kernel_set_max", Kind::AutoNumber(0, 1 << 24), "auto", "a set with more intervals stays in the process")
-        .later(),
+    opt("kernel_set_max", Kind::AutoNumber(0, 1 << 24), "auto", "a set with more intervals stays in the process"),
     opt("sniff_port", Kind::SniffPort, "tcp:80 tcp:443 tcp:8080 udp:443", "where names are looked for").many(),
     opt("sniff_timeout", millis(10, 10 * SECOND), "300ms", "how long names are looked for"),
     opt("resolver", Kind::Resolver, "/etc/resolv.conf", "DNS server for the outbounds' names"),

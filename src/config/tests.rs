@@ -56,7 +56,7 @@ const LISTENER: &str = "config listener 'lan'\n option port 2333\n list device b
 fn an_empty_file_has_the_defaults_of_the_contract() {
     let config = fine("");
     let globals = config.globals;
-    assert!(globals.enabled && globals.sandbox && !globals.kernel_verdicts);
+    assert!(globals.enabled && globals.sandbox && globals.kernel_verdicts);
     assert_eq!(globals.log_level, log::LevelFilter::Info);
     assert_eq!(globals.default, Target::Direct);
     assert_eq!(globals.on_failure, OnFailure::Direct);

@@ -8,6 +8,7 @@ use crate::control::{
 };
 use crate::error::Error;
 use crate::log_sink;
+use crate::netfilter::render::RULE;
 use crate::netfilter::{counters, neighbours};
 use crate::policy::Proto;
 use crate::session::tcp::View;
@@ -68,6 +69,9 @@ impl Subject for Engine {
 
     fn packets(&self) -> Vec<Option<u64>> {
         let counted = counters::packets().unwrap_or_default();
+        let number = |name: &str| name.strip_prefix(RULE)?.parse::<u32>().ok();
+        let hits = counted.iter().filter_map(|(name, hits)| Some((number(name)?, *hits)));
+        self.kernel_hits.replace(hits.collect());
         let of = |name: &str| {
             let counter = counted.iter().find(|(counter, _)| counter.strip_prefix("listener_") == Some(name));
             counter.map(|(_, packets)| *packets)
@@ -116,7 +120,10 @@ impl Subject for Engine {
         // the policy has the active ones, in the same order
         let active = self.policy.rules();
         let found = active.binary_search_by_key(&rule.number, |active| active.number).ok();
-        let hits = found.and_then(|index| active.get(index)).map_or(0, |active| active.hits);
+        let by_process = found.and_then(|index| active.get(index)).map_or(0, |active| active.hits);
+        // as they were when the answer began: see `packets`
+        let by_kernel = self.kernel_hits.borrow().iter().find(|(number, _)| *number == rule.number).map(|(_, n)| *n);
+        let hits = by_process + by_kernel.unwrap_or(0);
         Some(Rule { number: rule.number, name: rule.name.as_deref(), outbound, active: found.is_some(), hits })
     }
 

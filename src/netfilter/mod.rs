@@ -15,6 +15,7 @@ pub mod program;
 pub mod render;
 pub mod routes;
 pub mod survey;
+pub mod verdict;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -41,6 +42,10 @@ pub struct Facts {
     pub servers: Vec<ServerAddress>,
     /// The families that this kernel has.
     pub families: Families,
+    /// What the networks that rules name are, those that are up: (network, device).
+    pub networks: Vec<(String, String)>,
+    /// This kernel can reject in prerouting (Linux 5.9).
+    pub early_reject: bool,
 }
 
 /// Where an outbound's server is spoken to.
@@ -61,7 +66,7 @@ pub struct Surroundings {
     pub on_link: Vec<IpRange>,
 }
 
-/// The names that [`look`] needs: the networks of all listeners, each once, and their devices.
+/// The names that [`look`] needs: the networks of all listeners and rules, each once, and the listeners' devices.
 pub fn questions(cfg: &Config) -> (Vec<String>, Vec<String>) {
     let (mut networks, mut devices) = (Vec::new(), Vec::new());
     for listener in &cfg.listeners {
@@ -71,6 +76,12 @@ pub fn questions(cfg: &Config) -> (Vec<String>, Vec<String>) {
                     to.push(name.clone());
                 }
             }
+        }
+    }
+    // clients come from those that rules name as well, so their prefixes are connected in the same sense
+    for name in cfg.rules.iter().flat_map(|rule| rule.network.plain.iter().chain(&rule.network.not)) {
+        if !networks.contains(name) {
+            networks.push(name.clone());
         }
     }
     (networks, devices)
@@ -108,7 +119,18 @@ impl Facts {
             on_link: found.on_link.clone(),
             servers: all,
             families: kernel_families(),
+            networks: networks
+                .iter()
+                .zip(&found.networks)
+                .filter_map(|(name, device)| Some((name.clone(), device.clone()?)))
+                .collect(),
+            early_reject: kernel_rejects_early(),
         }
+    }
+
+    /// The device of a network that a listener or rule names, if it is up.
+    pub fn device_of(&self, network: &str) -> Option<String> {
+        self.networks.iter().find(|(name, _)| name == network).map(|(_, device)| device.clone())
     }
 
     /// One line for each listener that catches nothing, because no network of its is up.
@@ -140,6 +162,14 @@ pub fn literal_servers(cfg: &Config) -> Vec<ServerAddress> {
 /// The families that this kernel has.
 pub fn kernel_families() -> Families {
     Families { v4: true, v6: Path::new("/proc/sys/net/ipv6").exists() }
+}
+
+/// True from Linux 5.9 on.
+pub fn kernel_rejects_early() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|text| text.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (5, 9)
 }
 
 /// What a daemon has put in place, and what is to be taken away again.

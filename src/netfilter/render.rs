@@ -8,6 +8,7 @@
 //!    passes; so do the exclusions. The rest asks the listeners in file order.
 //! 4. A listener's chain returns what its narrowing doesn't want, and takes the rest: `tproxy` first, the marks after, so
 //!    that without a socket the rule ends before them and the packet goes on (fail-open); `on_failure block` adds a drop.
+//!    What it does not know yet it gives to the rule list first: `verdicts`.
 //! 5. `live` keeps flows with the process when narrowing or rules change. A TCP segment finds its established socket, as
 //!    `tproxy` looks for that before it looks at the port. A first SYN once more, or a datagram, goes to the listener
 //!    that wants it, and if none does any more, to the first of its device: all of them end in the same process, whose
@@ -23,8 +24,10 @@ mod narrowing;
 mod redirecting;
 mod router;
 mod text;
+mod verdicts;
 use narrowing::narrowing;
 use text::{address_ranges, device, host, list, merged};
+pub use verdicts::RULE;
 
 /// The whole rule set while the daemon runs.
 pub fn render(cfg: &Config, facts: &Facts) -> String {
@@ -108,6 +111,7 @@ impl<'a> Script<'a> {
         for index in 0..self.active.len() {
             self.listener(index);
         }
+        self.verdicts();
         self.output();
         self.out
     }
@@ -138,6 +142,7 @@ impl<'a> Script<'a> {
         }
         self.declare_redirecting();
         self.declare_router();
+        self.declare_verdicts();
         for (set, kind) in [(SERVERS4, "ipv4_addr"), (SERVERS6, "ipv6_addr")] {
             self.line(format_args!("add set inet {TABLE} {set} {{ type {kind} . inet_proto . inet_service; }}"));
         }
@@ -165,6 +170,7 @@ impl<'a> Script<'a> {
         let values = kinds.flat_map(|kind| kind.plain.iter().chain(&kind.not));
         let mut used: Vec<u16> =
             values.filter_map(|value| if let AddressMatch::Set(index) = value { Some(*index) } else { None }).collect();
+        used.extend(self.sets_of_rules());
         used.sort_unstable();
         used.dedup();
         used
@@ -326,6 +332,10 @@ impl<'a> Script<'a> {
         let Some(active) = self.active.get(index) else { return };
         let listener = active.listener;
         let mut rules = narrowing(self.cfg, listener, active.families);
+        if self.decides() {
+            let known = differs_from_mark("ct mark", self.cfg.globals.mark);
+            rules.push(format!("{known} jump {}", verdicts::VERDICTS));
+        }
         if self.purpose == Purpose::Run {
             let proto = match (listener.protos.tcp, listener.protos.udp) {
                 (true, false) => "tcp",
@@ -400,6 +410,10 @@ fn set_name(family: u8, set: &Set) -> String {
 
 fn matches_mark(field: &str, Mark { value, mask }: Mark) -> String {
     format!("{field} & {mask:#010x} == {value:#010x}")
+}
+
+fn differs_from_mark(field: &str, Mark { value, mask }: Mark) -> String {
+    format!("{field} & {mask:#010x} != {value:#010x}")
 }
 
 /// Touches the bits of the mask only: the others belong to others.

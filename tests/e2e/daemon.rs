@@ -31,7 +31,8 @@ impl Uci {
     /// Everything goes to an outbound of this type.
     pub fn new(outbound_type: &str) -> Uci {
         let uci = Uci { globals: Vec::new(), listener: Vec::new(), outbound: Vec::new(), sections: String::new() };
-        uci.globals(&[("log_level", "debug"), ("default", "out")])
+        // most tests are about flows through the process, and would see none of what goes `direct`
+        uci.globals(&[("log_level", "debug"), ("default", "out"), ("kernel_verdicts", "0")])
             .listener(&[("port", "2333"), ("device", "lan0")])
             .outbound(&[("type", outbound_type)])
     }

@@ -27,6 +27,7 @@ mod failures;
 mod forward;
 mod integrity;
 mod keep_source;
+mod kernel;
 mod lifecycle;
 mod limits;
 mod listeners;

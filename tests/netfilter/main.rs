@@ -23,6 +23,7 @@ fn config(text: &str) -> Config {
 
 const PLAIN: &str = "
 config globals
+    option kernel_verdicts '0'
 config listener 'lan'
     option port '2333'
     list device 'lan0'

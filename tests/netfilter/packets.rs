@@ -155,6 +155,8 @@ fn the_block_before_the_start_drops_new_flows_and_gives_way_to_the_rules() {
 }
 
 const TWO: &str = "
+config globals
+    option kernel_verdicts '0'
 config listener 'first'
     option port '2333'
     list device 'lan0'

@@ -33,6 +33,7 @@ pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, rep
         line: section.line,
         kind,
         udp,
+        full_cone: matches!(section.word("type"), Some("direct")) && section.flag("full_cone"),
         udp_outbound: names.target(section, "udp_outbound", Target::Reject, report),
         connect_timeout: time("connect_timeout"),
         idle_timeout: time("idle_timeout"),

@@ -48,10 +48,8 @@ f:23: set 'china': entry '192.0.2.0/33' has no prefix length of 0 to 32";
 #[test]
 fn what_a_later_build_has_is_refused_by_name() {
     for (section, lines, expected) in [
-        ("globals", "option kernel_verdicts 1", "globals kernel_verdicts '1'"),
         ("globals", "option backend iptables", "globals backend 'iptables'"),
         ("globals", "option client_sessions 100", "globals client_sessions '100'"),
-        ("globals", "option kernel_set_max 100", "globals kernel_set_max '100'"),
         ("globals", "option reclassify yes", "globals reclassify 'yes'"),
         ("globals", "option drop_stale on", "globals drop_stale 'on'"),
         ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
@@ -120,7 +118,7 @@ fn a_mark_or_device_that_can_not_be_is_refused() {
 fn what_is_not_in_this_build_is_accepted_at_its_default_and_in_disabled_sections() {
     let text = "
 config globals
-	option kernel_verdicts no
+	option kernel_verdicts yes
 	option client_sessions 0
 	option sniff_port 'tcp:80 tcp:443 tcp:8080 udp:443'
 	option sniff_timeout 300ms

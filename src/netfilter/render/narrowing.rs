@@ -1,7 +1,7 @@
 //! What a listener's chain returns, because its `src_ip`, `dest_port` and so on don't want it.
 
 use super::set_name;
-use super::text::{address_ranges, list, merged, port_ranges};
+use super::text::{self, address_ranges, list, merged, port_ranges};
 use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mac, PortRange, Values};
 
 /// Rules that return what `listener` doesn't want.
@@ -59,22 +59,13 @@ fn set_of(value: &AddressMatch) -> Option<u16> {
 }
 
 fn macs(rules: &mut Vec<String>, values: &Values<Mac>) {
-    let text = |macs: &[Mac]| {
-        let mut all: Vec<_> = macs
-            .iter()
-            .map(|Mac([a, b, c, d, e, f])| format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"))
-            .collect();
-        all.sort_unstable();
-        all.dedup();
-        list(&all)
-    };
     if !values.not.is_empty() {
-        rules.push(format!("ether saddr {} return", text(&values.not)));
+        rules.push(format!("ether saddr {} return", text::macs(&values.not)));
     }
     if !values.plain.is_empty() {
         // `ether saddr` itself demands Ethernet: on another device "!=" would not match either.
         rules.push("meta iiftype != ether return".to_string());
-        rules.push(format!("ether saddr != {} return", text(&values.plain)));
+        rules.push(format!("ether saddr != {} return", text::macs(&values.plain)));
     }
 }
 

@@ -4,6 +4,7 @@
 //! `prerouting` takes it like any live flow. By redirect: a nat chain at output. Only what begins here is asked for
 //! (`ct direction original`): answers of this machine's services are nobody's business.
 
+use super::verdicts::VERDICTS;
 use super::{Active, LOOPBACK, Purpose, Script, TABLE, family_match, matches_mark, narrowing, redirecting, sets_mark};
 use crate::config::Mode;
 
@@ -78,6 +79,9 @@ impl<'a> Script<'a> {
             let own = format!("router_{}", active.listener.name);
             let mut rules = narrowing(self.cfg, active.listener, active.families);
             rules.retain(|rule| !rule.contains("ether saddr"));
+            if self.decides() {
+                rules.push(format!("jump {VERDICTS}"));
+            }
             match (self.purpose, active.listener.mode) {
                 (Purpose::Block, _) => rules.push(r#"drop comment "on_failure block""#.into()),
                 (Purpose::Run, Mode::Tproxy) => {

@@ -30,6 +30,7 @@ fn config(listeners: Vec<Listener>) -> Config {
             metrics: None,
             drop_stale: false,
             on_event: None,
+            kernel_set_max: 1000,
             resolver: Resolver::File("/etc/resolv.conf".into()),
             sandbox: true,
         },
@@ -77,6 +78,8 @@ fn facts(cfg: &Config) -> Facts {
         on_link: vec![range("192.168.1.0", "192.168.1.255"), range("fd00:1::", "fd00:1::ffff:ffff:ffff:ffff")],
         servers: vec![ServerAddress { tcp: true, address: "203.0.113.5:1080".parse().unwrap() }],
         families: ANY,
+        networks: Vec::new(),
+        early_reject: true,
     }
 }
 
@@ -230,4 +233,82 @@ fn on_the_way_of_live_streams_there_are_few_rules() {
     let place =
         |needle: &str| text.lines().filter(|line| line.starts_with("add rule")).position(|l| l.contains(needle));
     assert!(place("goto live").unwrap() < place("fib daddr type {").unwrap());
+}
+
+fn rule(number: u32, outbound: Target) -> Rule {
+    Rule {
+        number,
+        name: None,
+        line: 1,
+        active: true,
+        protos: BOTH,
+        families: ANY,
+        device: Values::default(),
+        network: Values::default(),
+        src_ip: Values::default(),
+        src_mac: Values::default(),
+        src_port: Values::default(),
+        dest_ip: Values::default(),
+        dest_port: Values::default(),
+        domain: Values::default(),
+        outbound,
+    }
+}
+
+/// A rule of every sort, in front of a default by proxy.
+fn ruled() -> Config {
+    let mut cfg = config(vec![listener("lan", 2333)]);
+    cfg.globals.kernel_verdicts = true;
+    cfg.globals.sniff_port = vec![SniffPort { tcp: true, port: 443 }, SniffPort { tcp: false, port: 443 }];
+    cfg.globals.kernel_set_max = 2;
+    let set = |name: &str, ranges: &[IpRange]| {
+        let entries = nets(ranges.iter().copied());
+        Set { name: name.into(), label: None, line: 1, entries, incomplete: false }
+    };
+    let few = [range("10.0.0.0", "10.0.0.255"), range("fd09::", "fd09::ff")];
+    let many = [range("10.0.0.1", "10.0.0.1"), range("10.0.0.3", "10.0.0.3"), range("10.0.0.5", "10.0.0.5")];
+    cfg.sets = vec![set("few", &few), set("many", &many)];
+    let mut names = rule(0, Target::Drop);
+    names.domain.plain = vec![DomainMatch::Name { name: "video.example".into(), only_itself: false }];
+    let mut country = rule(1, Target::Direct);
+    country.dest_ip.plain = vec![AddressMatch::Set(0), AddressMatch::Range(range("192.0.2.0", "192.0.2.255"))];
+    country.dest_ip.not = vec![AddressMatch::Range(range("10.0.0.9", "10.0.0.9"))];
+    let mut large = rule(2, Target::Direct);
+    large.dest_ip.plain = vec![AddressMatch::Set(1)];
+    large.dest_port.plain = vec![PortRange { first: 80, last: 80 }];
+    let mut child = rule(3, Target::Reject);
+    child.device.plain = vec!["br-lan".into(), "wlan*".into(), "eth7".into()];
+    child.src_mac.plain = vec![Mac([2, 0, 0, 0, 0, 1])];
+    child.src_port.not = vec![PortRange { first: 1, last: 9 }];
+    child.protos = Protos { tcp: true, udp: false };
+    let mut nowhere = rule(4, Target::Reject);
+    nowhere.network.plain = vec!["guest".into()];
+    let mut nameless = rule(5, Target::Drop);
+    nameless.domain.not = vec![DomainMatch::Name { name: "free.example".into(), only_itself: false }];
+    nameless.families = Families { v4: false, v6: true };
+    cfg.rules = vec![names, country, large, child, nowhere, nameless];
+    cfg
+}
+
+#[test]
+fn every_sort_of_rule_is_compiled_in_order() {
+    let cfg = ruled();
+    golden("verdicts.nft", &render(&cfg, &facts(&cfg)));
+}
+
+#[test]
+fn without_kernel_verdicts_everything_goes_to_the_process() {
+    let mut cfg = ruled();
+    cfg.globals.kernel_verdicts = false;
+    let text = render(&cfg, &facts(&cfg));
+    assert!(!text.contains("verdicts") && !text.contains("rule_"), "{text}");
+}
+
+#[test]
+fn a_kernel_that_cannot_reject_early_leaves_that_to_the_process() {
+    let cfg = ruled();
+    let old = Facts { early_reject: false, ..facts(&cfg) };
+    let text = render(&cfg, &old);
+    assert!(!text.contains("reject") && text.contains("accept"), "{text}");
+    loads(&text);
 }

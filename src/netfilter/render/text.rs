@@ -2,11 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::config::{IpRange, PortRange};
+use crate::config::{IpRange, Mac, PortRange};
 
 /// `{ a, b, c }`.
 pub(super) fn list(elements: &[String]) -> String {
     format!("{{ {} }}", elements.join(", "))
+}
+
+/// A list of MAC addresses, each once.
+pub(super) fn macs(macs: &[Mac]) -> String {
+    let text = |Mac([a, b, c, d, e, f]): &Mac| format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+    let mut all: Vec<_> = macs.iter().map(text).collect();
+    all.sort_unstable();
+    all.dedup();
+    list(&all)
 }
 
 /// The name, if nft can be told it in quotes.
