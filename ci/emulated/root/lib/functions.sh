@@ -1,7 +1,7 @@
 # Stands for OpenWrt's /lib/functions.sh where there is no OpenWrt: what tproxyd's scripts and opkg's wrappers call, in the
 # simplest form that behaves the same for them. It shows that the scripts run under busybox's ash and in which order
 # things happen; it is no proof for OpenWrt's own functions.
-# shellcheck shell=dash disable=SC2013
+# shellcheck shell=dash disable=SC2013,SC1090
 
 # Sections become variables: CONFIG_SECTIONS, CONFIG_<section>_TYPE, CONFIG_<section>_<option>; lists are joined by blanks.
 config_load() {
@@ -46,24 +46,28 @@ config_foreach() { # FUNCTION TYPE
 	done
 }
 
-package_of() { # /usr/lib/opkg/info/NAME.postinst
-	local name="${1##*/}"
-	echo "${name%.*}"
+# The package whose scripts run, and its list of files, which opkg and apk keep in different places.
+read_package() { # /usr/lib/opkg/info/NAME.postinst (apk names the package by a variable)
+	root="$IPKG_INSTROOT"
+	name="${1##*/}"
+	name="${pkgname:-${name%.*}}"
+	info="$root/usr/lib/opkg/info/$name"
+	list="$root/lib/apk/packages/$name.list"
+	[ -f "$list" ] || list="$info.list"
 }
 
 # As the real ones: users, uci-defaults (on a running router only), the package's own script, then its services.
 default_postinst() {
-	local name info script root="$IPKG_INSTROOT"
-	name="$(package_of "$1")"
-	info="$root/usr/lib/opkg/info/$name"
-	add_users "$root" "$(sed -n 's/^Require-User: *//p' "$info.control")"
+	local name info list script root code=0
+	read_package "$1"
+	[ -f "$root/lib/apk/packages/$name.list" ] || add_group_and_user "$1"
 	if [ -z "$root" ]; then
-		for script in $(grep '^/etc/uci-defaults/' "$info.list"); do
-			(. "$script") && rm -f "$script"
+		for script in $(grep '^/etc/uci-defaults/' "$list"); do
+			[ ! -f "$script" ] || { (. "$script") && rm -f "$script"; }
 		done
 	fi
-	[ ! -f "$info.postinst-pkg" ] || (. "$info.postinst-pkg") || return 1
-	for script in $(grep '^/etc/init.d/' "$info.list"); do
+	[ ! -f "$info.postinst-pkg" ] || (. "$info.postinst-pkg") || code=1
+	for script in $(grep '^/etc/init.d/' "$list"); do
 		if [ -n "$root" ]; then
 			/bin/sh "$root/etc/rc.common" "$root$script" enable
 		else
@@ -71,14 +75,14 @@ default_postinst() {
 			"$script" start
 		fi
 	done
+	return $code
 }
 
 default_prerm() {
-	local name info script root="$IPKG_INSTROOT" code=0
-	name="$(package_of "$1")"
-	info="$root/usr/lib/opkg/info/$name"
+	local name info list script root code=0
+	read_package "$1"
 	[ ! -f "$info.prerm-pkg" ] || (. "$info.prerm-pkg") || code=1
-	for script in $(grep '^/etc/init.d/' "$info.list"); do
+	for script in $(grep '^/etc/init.d/' "$list"); do
 		if [ -n "$root" ]; then
 			/bin/sh "$root/etc/rc.common" "$root$script" disable
 		else
@@ -89,9 +93,12 @@ default_prerm() {
 	return $code
 }
 
-add_users() { # ROOT USER:GROUP
-	local user="${2%%:*}" group="${2#*:}"
+add_group_and_user() {
+	local name info list root wanted
+	read_package "$1"
+	wanted="$(cat "$root/lib/apk/packages/$name.rusers" 2>/dev/null || sed -n 's/^Require-User: *//p' "$info.control")"
+	local user="${wanted%%:*}" group="${wanted#*:}"
 	[ -n "$user" ] || return 0
-	grep -q "^$group:" "$1/etc/group" || echo "$group:x:65536:" >>"$1/etc/group"
-	grep -q "^$user:" "$1/etc/passwd" || echo "$user:x:65536:65536:$user:/var/run/$user:/bin/false" >>"$1/etc/passwd"
+	grep -q "^$group:" "$root/etc/group" || echo "$group:x:65536:" >>"$root/etc/group"
+	grep -q "^$user:" "$root/etc/passwd" || echo "$user:x:65536:65536:$user:/var/run/$user:/bin/false" >>"$root/etc/passwd"
 }
