@@ -198,10 +198,23 @@ grep 'tproxyd' /tmp/messages | tail -n 3
 ! grep ' [a-z]*\.err .*tproxyd' /tmp/messages | grep -v no_such_option || fail "errors in the log"
 grep -q 'daemon.info .*tproxyd' /tmp/messages || fail "nothing in the log with priority info"
 
-step "an address of the WAN goes"
+step "the WAN is dialled again: its address goes"
+cat >/tmp/hold <<-'SH'
+	#!/bin/sh
+	touch /tmp/held
+	sleep 3
+SH
+chmod +x /tmp/hold
+client probe hold $INTERNET4:7000 20 /tmp/hold &
+wait_for 20 test -e /tmp/held
+ip addr del 10.0.2.1/24 dev wan0
 # shellcheck disable=SC1091
 (ACTION=ifdown INTERFACE=wan . /etc/hotplug.d/iface/21-tproxyd)
+wait_for 2 grep 'lost \[10.0.2.1\]: 20 TCP sessions' /tmp/messages
+ip addr add 10.0.2.1/24 dev wan0
+ip route add default via 10.0.2.2
 kill -0 "$daemon" || fail "hotplug ended the daemon"
+traffic
 
 step "the firewall deletes every table"
 nft delete table inet tproxyd
