@@ -176,12 +176,15 @@ cat >/tmp/measure <<-'SH'
 	for pid in $(pidof tproxyd); do
 		echo "   memory of $pid: $(awk '/^(Rss|Pss|Anonymous):/ { print $1, $2, "kB" }' "/proc/$pid/smaps_rollup" | tr '\n' ' ')"
 	done
+	for pid in $(pidof tproxyd); do cat "/proc/$pid/smaps_rollup"; done | awk '/^Pss:/ { sum += $2 } END { print sum * 1024 }' >/tmp/pss
 	free | awk '/^Mem/ { print "   machine: " $2 " kB, available " $7 }'
 SH
 chmod +x /tmp/measure
 /tmp/measure
 client probe hold $INTERNET4:7000 1000 /tmp/measure || fail "a thousand sessions"
-/tmp/measure
+bound="$(tproxyd status --json | sed -n 's/.*"bound":\([0-9]*\).*/\1/p')"
+echo "   all processes together: $(cat /tmp/pss) bytes, bound $bound"
+[ "$(cat /tmp/pss)" -le "$bound" ] || fail "more memory than the stated bound"
 
 step "reload"
 cp /etc/config/tproxyd /tmp/good
