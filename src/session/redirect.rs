@@ -3,7 +3,7 @@
 //! What the listener sees is the flow after translation: to an address of this router, from a port that is the client's own
 //! only while no other flow of that client port lives (the kernel remaps where reply tuples would clash). Connection
 //! tracking knows the rest, and is asked once for each new flow, for all of a batch together. An answer is taken for true
-//! for [`TRUSTED`]; then it is asked again, since an entry that someone flushed may make room for another flow of the same
+//! for `TRUSTED`; then it is asked again, since an entry that someone flushed may make room for another flow of the same
 //! look; and at once where it tells that it has forgotten the entry. What it does not know is dropped, never sent to a guessed address. Replies go from the listener to the peer as
 //! seen, and are translated back.
 
