@@ -151,3 +151,43 @@ fn every_test_that_the_readme_names_exists() {
     }
     assert!(names > 10);
 }
+
+/// Every text in the sources below `folder` whose names end in `.rs`.
+fn sources(folder: &str) -> String {
+    let mut all = String::new();
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect("it is there") {
+        let path = entry.expect("it can be listed").path();
+        if path.is_dir() {
+            all += &sources(path.to_str().expect("a plain path"));
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            all += &std::fs::read_to_string(&path).expect("it can be read");
+        }
+    }
+    all
+}
+
+#[test]
+fn every_finding_of_check_is_in_the_readme_and_provoked_by_a_test() {
+    let source = sources("src/check") + &sources("src/cli");
+    let (mut ids, mut bad) = (Vec::new(), 0);
+    for kind in ["warn", "fail", "of"] {
+        for rest in source.split(&format!("Finding::{kind}(")).skip(1) {
+            let id = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next());
+            if let Some(id) = id.filter(|id| id.len() > 1).map(str::to_owned) {
+                bad += 1;
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
+            }
+        }
+    }
+    assert!(ids.len() >= 40 && bad > ids.len(), "{} findings: {ids:?}", ids.len());
+    let table = README.split("| `id` | what is found |").nth(1).expect("a table").split("\n\n").next().expect("rows");
+    let tests: String = source.split("mod tests").skip(1).collect::<String>() + &sources("tests/e2e");
+    for id in ids {
+        assert!(table.contains(&format!("`{id}`")), "README.md does not name {id}");
+        let quoted = format!("\"{id}\"");
+        let by_severity = ["memory", "kernel", "clock", "descriptors"].contains(&id.as_str());
+        assert!(by_severity || tests.contains(&quoted), "no test provokes {id}");
+    }
+}

@@ -1,14 +1,21 @@
 //! `tproxyd check`: what will not work on this machine, and the command that mends it. Changes nothing.
 
+mod clashes;
+mod devices;
+mod firewall;
+mod outbounds;
 mod ports;
+mod process;
+mod ruleset;
+mod system;
 
 use std::fmt::Write;
-use std::path::Path;
 
 use crate::config::{Config, Mode};
 use crate::error::Error;
-use crate::netfilter::{Facts, Installation, commands, conntrack, load, render, survey};
-use crate::sys::process::{self, Capability};
+use crate::netfilter::{Facts, commands, conntrack, counters, load, render, survey};
+use crate::sys::process::{self as own, Capability};
+use system::Root;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +42,8 @@ impl Severity {
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
+    /// What was looked at, for programs: README.md lists them.
+    pub id: &'static str,
     /// How bad it is.
     pub severity: Severity,
     /// What was found.
@@ -43,18 +52,25 @@ pub struct Finding {
     pub mend: Option<String>,
 }
 
+/// What was found so far.
+type Findings = Vec<Finding>;
+
 impl Finding {
-    fn ok(text: impl Into<String>) -> Finding {
-        Finding { severity: Severity::Ok, text: text.into(), mend: None }
+    pub(crate) fn ok(id: &'static str, text: impl Into<String>) -> Finding {
+        Finding { id, severity: Severity::Ok, text: text.into(), mend: None }
     }
 
-    fn new(severity: Severity, text: impl Into<String>, mend: impl Into<String>) -> Finding {
-        Finding { severity, text: text.into(), mend: Some(mend.into()) }
+    pub(crate) fn warn(id: &'static str, text: impl Into<String>, mend: impl Into<String>) -> Finding {
+        Finding { id, severity: Severity::Warn, text: text.into(), mend: Some(mend.into()) }
     }
 
-    fn of(severity: Severity, error: &Error) -> Finding {
+    pub(crate) fn fail(id: &'static str, text: impl Into<String>, mend: impl Into<String>) -> Finding {
+        Finding { severity: Severity::Fail, ..Finding::warn(id, text, mend) }
+    }
+
+    fn of(id: &'static str, severity: Severity, error: &Error) -> Finding {
         let (what, why, hint) = error.parts();
-        Finding { severity, text: format!("cannot {what}: {why}"), mend: hint.map(str::to_string) }
+        Finding { id, severity, text: format!("cannot {what}: {why}"), mend: hint.map(str::to_string) }
     }
 }
 
@@ -71,47 +87,56 @@ pub struct Needs {
 
 /// What can be said of the configuration alone: `check --config-only`.
 pub fn configuration(cfg: &Config, needs: Needs) -> Vec<Finding> {
-    let mut findings = vec![Finding::ok("the configuration can be read")];
-    findings.extend(cfg.warnings.iter().map(|warning| Finding {
-        severity: Severity::Warn,
-        text: warning.clone(),
-        mend: None,
-    }));
+    let mut findings = vec![Finding::ok("configuration", "the configuration can be read")];
+    let mend = "the README says what each option means";
+    findings.extend(cfg.warnings.iter().map(|warning| Finding::warn("configuration", warning.clone(), mend)));
     if !cfg.globals.enabled {
         let mend = "uci set tproxyd.globals.enabled=1; uci commit tproxyd";
-        findings.push(Finding::new(Severity::Warn, "`option enabled` is 0: `run` does nothing", mend));
+        findings.push(Finding::warn("enabled", "`option enabled` is 0: `run` does nothing", mend));
     }
     let (tcp, udp) = (cfg.globals.tcp_sessions, cfg.globals.udp_sessions);
     let mebibytes = needs.memory.div_ceil(1 << 20);
-    findings
-        .push(Finding::ok(format!("at most {mebibytes} MB of memory, for {tcp} TCP sessions and {udp} UDP mappings")));
+    let text = format!("at most {mebibytes} MB of memory, for {tcp} TCP sessions and {udp} UDP mappings");
+    findings.push(Finding::ok("bound", text));
     findings
 }
 
 /// What can be said of this machine.
 pub fn machine(cfg: &Config, needs: Needs) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut findings = Findings::new();
+    let root = Root("/".into());
     capabilities(&mut findings);
     // Raising it changes this process only, and it ends soon.
-    let limit = process::raise_descriptor_limit(needs.descriptors_wanted).unwrap_or(0);
+    let limit = own::raise_descriptor_limit(needs.descriptors_wanted).unwrap_or(0);
     findings.push(descriptors(limit, needs));
-    match commands::facts_now(cfg) {
+    let facts = commands::facts_now(cfg);
+    let devices: Vec<String> = match &facts {
+        Ok(facts) => facts.devices.iter().flatten().cloned().collect(),
+        Err(_) => Vec::new(),
+    };
+    system::check(&mut findings, cfg, needs, &devices, &root);
+    match &facts {
         Ok(facts) => {
             let mend = "tproxyd reload, once it is up";
-            findings.extend(facts.warnings(cfg).into_iter().map(|text| Finding::new(Severity::Warn, text, mend)));
-            rules(&mut findings, cfg, &facts);
-            bridges(&mut findings, &facts);
+            findings.extend(facts.warnings(cfg).into_iter().map(|text| Finding::warn("network", text, mend)));
+            rules(&mut findings, cfg, facts);
+            devices::check(&mut findings, cfg, facts, &root);
         }
-        Err(error) => findings.push(Finding::of(Severity::Fail, &error)),
+        Err(error) => findings.push(Finding::of("network", Severity::Fail, error)),
     }
-    routes(&mut findings, cfg);
+    clashes::check(&mut findings, cfg);
+    firewall::check(&mut findings, cfg, &devices);
     if let Err(error) = conntrack::probe(cfg.globals.mark) {
         // by it alone the process learns where a redirected datagram was going
         let needed = cfg.listeners.iter().any(|listener| listener.mode == Mode::Redirect && listener.protos.udp);
-        findings.push(Finding::of(if needed { Severity::Fail } else { Severity::Warn }, &error));
+        let severity = if needed { Severity::Fail } else { Severity::Warn };
+        findings.push(Finding::of("conntrack", severity, &error));
     }
     kept_sources(&mut findings, cfg);
     ports::check(&mut findings, cfg);
+    let loaded = counters::packets().is_ok_and(|counters| !counters.is_empty());
+    process::check(&mut findings, cfg, &root, loaded);
+    outbounds::check(&mut findings, cfg);
     findings
 }
 
@@ -123,7 +148,7 @@ pub fn works(findings: &[Finding]) -> bool {
 /// One line for each: `ok|warn|fail  text`, and what mends it below.
 pub fn lines(findings: &[Finding]) -> String {
     let mut out = String::new();
-    for Finding { severity, text, mend } in findings {
+    for Finding { severity, text, mend, .. } in findings {
         // Writing to a String does not fail.
         let _ = writeln!(out, "{:<4}  {text}", severity.word());
         if let Some(mend) = mend {
@@ -133,11 +158,12 @@ pub fn lines(findings: &[Finding]) -> String {
     out
 }
 
-/// A list of objects with `severity`, `text`, `mend` (or null).
+/// A list of objects with `id`, `severity`, `text`, `mend` (or null).
 pub fn json(findings: &[Finding]) -> String {
     let object = |finding: &Finding| {
         let mend = finding.mend.as_deref().map_or("null".to_string(), json_string);
-        format!(r#"{{"severity":"{}","text":{},"mend":{mend}}}"#, finding.severity.word(), json_string(&finding.text))
+        let (severity, text) = (finding.severity.word(), json_string(&finding.text));
+        format!(r#"{{"id":"{}","severity":"{severity}","text":{text},"mend":{mend}}}"#, finding.id)
     };
     let objects: Vec<_> = findings.iter().map(object).collect();
     format!("[{}]", objects.join(","))
@@ -161,21 +187,18 @@ fn json_string(text: &str) -> String {
     out
 }
 
-fn capabilities(findings: &mut Vec<Finding>) {
+fn capabilities(findings: &mut Findings) {
     let name = |capability| match capability {
         Capability::NetAdmin => "CAP_NET_ADMIN",
         Capability::NetRaw => "CAP_NET_RAW",
         Capability::NetBindService => "CAP_NET_BIND_SERVICE",
     };
-    let missing: Vec<_> = process::KEPT.into_iter().filter(|c| !process::has_capability(*c)).map(name).collect();
+    let missing: Vec<_> = own::KEPT.into_iter().filter(|c| !own::has_capability(*c)).map(name).collect();
     findings.push(if missing.is_empty() {
-        Finding::ok("capabilities are there")
+        Finding::ok("capabilities", "capabilities are there")
     } else {
-        Finding::new(
-            Severity::Fail,
-            format!("{} missing", missing.join(", ")),
-            "run tproxyd as root, or by its init script",
-        )
+        let text = format!("{} missing", missing.join(", "));
+        Finding::fail("capabilities", text, "run tproxyd as root, or by its init script")
     });
 }
 
@@ -184,22 +207,22 @@ fn descriptors(limit: u64, needs: Needs) -> Finding {
     let mend = "raise it (`procd_set_param limits nofile`, `ulimit -n`), or lower tcp_sessions and udp_sessions";
     if limit < descriptors {
         let text = format!("the descriptor limit is {limit}, the tables need {descriptors}");
-        Finding::new(Severity::Fail, text, mend)
+        Finding::fail("descriptors", text, mend)
     } else if limit < descriptors_wanted {
         let text = format!("the descriptor limit is {limit}; with all tables full {descriptors_wanted} would be used");
-        Finding::new(Severity::Warn, text, mend)
+        Finding::warn("descriptors", text, mend)
     } else {
-        Finding::ok(format!("{descriptors_wanted} descriptors can be had"))
+        Finding::ok("descriptors", format!("{descriptors_wanted} descriptors can be had"))
     }
 }
 
 /// Has kernel and nft check the real rules; if they refuse, finds out by small ones what is missing.
-fn rules(findings: &mut Vec<Finding>, cfg: &Config, facts: &Facts) {
+fn rules(findings: &mut Findings, cfg: &Config, facts: &Facts) {
     let Err(error) = load::check(&render(cfg, facts)) else {
-        findings.push(Finding::ok("nft and the kernel take the rules"));
+        findings.push(Finding::ok("rules", "nft and the kernel take the rules"));
         return;
     };
-    findings.push(Finding::of(Severity::Fail, &error));
+    findings.push(Finding::of("rules", Severity::Fail, &error));
     let wanted = |kind: &str| match kind {
         NAT => cfg.listeners.iter().any(|listener| listener.mode == Mode::Redirect),
         _ => cfg.listeners.iter().any(|listener| listener.mode == Mode::Tproxy),
@@ -207,29 +230,13 @@ fn rules(findings: &mut Vec<Finding>, cfg: &Config, facts: &Facts) {
     for (feature, kind, rule, package) in FEATURES.into_iter().filter(|feature| wanted(feature.1)) {
         if load::check(&small_rules(kind, rule)).is_err() {
             let text = format!("nft or the kernel lacks {feature}");
-            findings.push(Finding::new(Severity::Fail, text, format!("install {package}")));
+            findings.push(Finding::fail("feature", text, format!("opkg install {package}")));
         }
-    }
-}
-
-fn routes(findings: &mut Vec<Finding>, cfg: &Config) {
-    let routes = Installation::new(&cfg.globals).routes;
-    match routes.clashes() {
-        Ok(clashes) if clashes.is_empty() => {
-            let text =
-                format!("routing table {} and rule priority {} are free, or ours", routes.table, routes.priority);
-            findings.push(Finding::ok(text));
-        }
-        Ok(clashes) => {
-            let mend = "set `option table` and `option rule_priority` to what `ip rule` does not show";
-            findings.extend(clashes.into_iter().map(|clash| Finding::new(Severity::Fail, clash, mend)));
-        }
-        Err(error) => findings.push(Finding::of(Severity::Fail, &error)),
     }
 }
 
 /// An address that masquerading replaces is kept for nothing.
-fn kept_sources(findings: &mut Vec<Finding>, cfg: &Config) {
+fn kept_sources(findings: &mut Findings, cfg: &Config) {
     let Some(outbound) = cfg.outbounds.iter().find(|outbound| outbound.keep_source) else { return };
     if survey::masquerades().unwrap_or(false) {
         let text = format!(
@@ -238,21 +245,7 @@ fn kept_sources(findings: &mut Vec<Finding>, cfg: &Config) {
             outbound.name
         );
         let mend = "except these flows from masquerading, or drop `option keep_source`";
-        findings.push(Finding::new(Severity::Warn, text, mend));
-    }
-}
-
-/// With br_netfilter calling into iptables, TPROXY on a bridge fails silently (kernel.md section 3).
-fn bridges(findings: &mut Vec<Finding>, facts: &Facts) {
-    let bridged =
-        facts.devices.iter().flatten().find(|name| Path::new("/sys/class/net").join(name).join("bridge").exists());
-    let Some(name) = bridged else { return };
-    for sysctl in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
-        let value = std::fs::read_to_string(Path::new("/proc/sys/net/bridge").join(sysctl)).unwrap_or_default();
-        if value.trim() == "1" {
-            let text = format!("{sysctl} is 1: nothing that comes through bridge {name} would reach the process");
-            findings.push(Finding::new(Severity::Fail, text, format!("sysctl -w net.bridge.{sysctl}=0")));
-        }
+        findings.push(Finding::warn("kept_source", text, mend));
     }
 }
 
@@ -277,16 +270,76 @@ const FILTER: &str = "filter hook prerouting priority mangle";
 const NAT: &str = "nat hook prerouting priority -105";
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::config::{Env, parse};
+
+    /// The configuration that most machines have.
+    pub(super) fn config() -> Config {
+        parsed(
+            "config globals\n\toption tcp_sessions '1000'\n\toption udp_sessions '1000'\n\
+                config listener 'lan'\n\toption port '2333'\n\tlist device 'br-lan'\n",
+        )
+    }
+
+    fn parsed(text: &str) -> Config {
+        let env = Env { total_memory: 256 << 20, descriptors: 1 << 20 };
+        parse("f", text.as_bytes(), &env, &mut |_| Err(std::io::ErrorKind::NotFound.into())).unwrap()
+    }
+
+    /// What was found that is not as it should be.
+    pub(super) fn ids(findings: &[Finding]) -> Vec<&'static str> {
+        assert!(findings.iter().all(|finding| finding.severity == Severity::Ok || finding.mend.is_some()));
+        findings.iter().filter(|finding| finding.severity != Severity::Ok).map(|finding| finding.id).collect()
+    }
+
+    /// A `/proc` and `/sys` of a test's own.
+    pub(super) struct Tree(Root);
+
+    impl std::ops::Deref for Tree {
+        type Target = Root;
+
+        fn deref(&self) -> &Root {
+            &self.0
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0.0).unwrap();
+        }
+    }
+
+    pub(super) fn tree(files: &[(&str, &str)]) -> Tree {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("tproxyd-check-{}-{n}", std::process::id()));
+        for (path, text) in files {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        Tree(Root(root))
+    }
+
+    #[test]
+    fn what_the_configuration_alone_shows_is_found() {
+        let needs = Needs { descriptors: 1, descriptors_wanted: 2, memory: 0 };
+        let found = |text: &str| ids(&configuration(&parsed(text), needs));
+        assert_eq!(found("config globals\n\toption enabled '0'\n"), ["configuration", "enabled"], "and no listener");
+        let two = "config listener 'a'\n\toption port '1'\n\tlist device 'lan0'\n\
+                   config listener 'b'\n\toption port '2'\n\tlist device 'lan0'\n";
+        assert_eq!(found(two), ["configuration"], "they overlap");
+        assert!(found(&two.replacen("'lan0'", "'lan1'", 1)).is_empty());
+    }
 
     #[test]
     fn findings_are_lines_for_people_and_json_for_programs() {
-        let findings = [Finding::ok("fine"), Finding::new(Severity::Fail, "a \"b\"\n\u{1}", "do\\it")];
+        let findings = [Finding::ok("x", "fine"), Finding::fail("y", "a \"b\"\n\u{1}", "do\\it")];
         assert_eq!(lines(&findings[..1]), "ok    fine\n");
         assert_eq!(
             json(&findings),
-            r#"[{"severity":"ok","text":"fine","mend":null},{"severity":"fail","text":"a \"b\"\n\u0001","mend":"do\\it"}]"#
+            r#"[{"id":"x","severity":"ok","text":"fine","mend":null},{"id":"y","severity":"fail","text":"a \"b\"\n\u0001","mend":"do\\it"}]"#
         );
         assert!(works(&findings[..1]) && !works(&findings));
     }
@@ -294,7 +347,7 @@ mod tests {
     #[test]
     fn each_feature_is_there_where_the_tests_run() {
         for (feature, kind, rule, _) in FEATURES {
-            if process::has_capability(Capability::NetAdmin) {
+            if own::has_capability(Capability::NetAdmin) {
                 assert!(load::check(&small_rules(kind, rule)).is_ok(), "{feature}");
             }
         }

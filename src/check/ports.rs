@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::{Finding, Severity};
+use super::{Finding, Findings};
 use crate::config::{Config, Listener};
 use crate::netfilter::kernel_families;
 use crate::sys::socket::{self, Family, Transport};
 use crate::sys::sockopt;
 
-pub(super) fn check(findings: &mut Vec<Finding>, cfg: &Config) {
+pub(super) fn check(findings: &mut Findings, cfg: &Config) {
     for listener in &cfg.listeners {
         let before = findings.len();
         for (wanted, transport) in [(listener.protos.tcp, Transport::Tcp), (listener.protos.udp, Transport::Udp)] {
@@ -25,7 +25,7 @@ pub(super) fn check(findings: &mut Vec<Finding>, cfg: &Config) {
             }
         }
         if findings.len() == before {
-            findings.push(Finding::ok(format!("listener '{}': port {} is free", listener.name, listener.port)));
+            findings.push(Finding::ok("port", format!("listener '{}': port {} is free", listener.name, listener.port)));
         }
     }
 }
@@ -61,17 +61,20 @@ fn taken(listener: &Listener, address: SocketAddr, transport: Transport, error: 
     };
     if let Some((name, id)) = holder {
         if name == "tproxyd" {
-            return Finding::ok(format!("listener '{}': tproxyd (process {id}) has {address}/{proto}", listener.name));
+            return Finding::ok(
+                "port",
+                format!("listener '{}': tproxyd (process {id}) has {address}/{proto}", listener.name),
+            );
         }
         let text = format!("listener '{}': {name} (process {id}) has {address}/{proto}", listener.name);
-        return Finding::new(Severity::Fail, text, format!("stop {name}, or change `option port`"));
+        return Finding::fail("port", text, format!("stop {name}, or change `option port`"));
     }
     let text = format!("listener '{}': cannot listen on {address}/{proto}: {error}", listener.name);
-    Finding::new(Severity::Fail, text, "change `option port` or `option address`, or stop who has it (netstat -lnp)")
+    Finding::fail("port", text, "change `option port` or `option address`, or stop who has it (netstat -lnp)")
 }
 
 /// Name and id of a process with a socket on `port`: by the socket's inode in `net/tcp` and so on, see proc_pid_net(5).
-fn holder(proc_root: &Path, proto: &str, port: u16) -> Option<(String, u32)> {
+pub(super) fn holder(proc_root: &Path, proto: &str, port: u16) -> Option<(String, u32)> {
     let mut inodes = Vec::new();
     for family in ["", "6"] {
         let table = std::fs::read_to_string(proc_root.join(format!("thread-self/net/{proto}{family}")));

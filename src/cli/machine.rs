@@ -1,7 +1,7 @@
 //! `check`, `rules`, `clear`: what deals with this machine and its configuration without asking the daemon.
 
 use super::ask::print;
-use super::{DEFAULT_CONFIG, Failure};
+use super::{DEFAULT_CONFIG, Failure, probe};
 use crate::budget::{self, Tables};
 use crate::check::{self, Needs};
 use crate::config::{self, Backend, Config};
@@ -9,6 +9,7 @@ use crate::daemon::{descriptors_needed, descriptors_wanted};
 use crate::netfilter::commands::{self, RulesOptions};
 use crate::sys::memory;
 use argh::FromArgs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Check the configuration, then this machine; each finding comes with what mends it. Status 1: something will not work.
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 #[argh(
     subcommand,
     name = "check",
-    example = "{command_name}\nuci export tproxyd | {command_name} --config-only --config -"
+    example = "{command_name}\n{command_name} --probe\nuci export tproxyd | {command_name} --config-only --config -"
 )]
 pub(super) struct Check {
     /// configuration file (default: /etc/config/tproxyd; -: standard input)
@@ -25,9 +26,12 @@ pub(super) struct Check {
     /// only the configuration, not this machine
     #[argh(switch)]
     config_only: bool,
-    /// not in this build: send a real flow through
+    /// send a real connection through the rules, and say at which step it stopped
     #[argh(switch)]
     probe: bool,
+    /// where the probe goes, ADDRESS:PORT (default: a name server that this machine asks)
+    #[argh(option)]
+    to: Option<SocketAddr>,
     /// as a JSON list
     #[argh(switch)]
     json: bool,
@@ -75,9 +79,6 @@ fn load(path: &Path) -> Result<Config, Failure> {
 
 impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
-        if self.probe {
-            return Err(Failure::not_in_this_build("check --probe"));
-        }
         let config = load(&self.config)?;
         let needs = Needs {
             descriptors: descriptors_needed(&config),
@@ -87,6 +88,9 @@ impl Check {
         let mut findings = check::configuration(&config, needs);
         if !self.config_only {
             findings.extend(check::machine(&config, needs));
+        }
+        if self.probe {
+            findings.extend(probe::run(&config, &self.config, self.to));
         }
         print(&if self.json { check::json(&findings) } else { check::lines(&findings) })?;
         if check::works(&findings) { Ok(()) } else { Err(Failure::Failed("something will not work: see above".into())) }

@@ -2,6 +2,7 @@
 
 mod ask;
 mod machine;
+mod probe;
 mod sessions;
 mod status;
 mod tree;

@@ -254,6 +254,80 @@ impl Rule {
     }
 }
 
+/// A line of `ip rule` of anybody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuleLine {
+    /// IPv4, else IPv6.
+    pub v4: bool,
+    /// Its preference.
+    pub priority: u32,
+    /// `fwmark`; 0 with a mask of 0: every packet.
+    pub mark: u32,
+    /// Bits of the mark that it looks at.
+    pub mask: u32,
+    /// Where it leads.
+    pub table: u32,
+    /// It asks for more than a mark.
+    pub more: bool,
+}
+
+/// All rules of both families that lead to a table.
+///
+/// # Errors
+/// The kernel's refusal to list them.
+pub fn rules() -> Result<Vec<RuleLine>, Error> {
+    let mut socket = open()?;
+    let mut lines = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let listed = Message::new(RTM_GETRULE, 0, &fixed(family, 0)).dump(&mut socket, |_, body| {
+            let Rule { priority, mark, mask, table, action, more } = Rule::read(body);
+            if action == FR_ACT_TO_TBL {
+                lines.push(RuleLine { v4: family == AF_INET, priority, mark, mask, table, more });
+            }
+        });
+        // a kernel without IPv6 has none
+        if family == AF_INET {
+            listed.map_err(|error| Error::new("list the rules", error))?;
+        }
+    }
+    Ok(lines)
+}
+
+/// Whether the main table of a family has a default route.
+///
+/// # Errors
+/// The kernel's refusal to list routes.
+pub fn has_default_route(v4: bool) -> Result<bool, Error> {
+    Ok(!default_indices(if v4 { AF_INET } else { AF_INET6 })?.is_empty())
+}
+
+/// The devices by which default routes lead out, each once.
+///
+/// # Errors
+/// The kernel's refusal to list routes.
+pub fn default_devices() -> Result<Vec<String>, Error> {
+    let mut indices = default_indices(AF_INET)?;
+    indices.extend(default_indices(AF_INET6).unwrap_or_default());
+    indices.sort_unstable();
+    indices.dedup();
+    Ok(indices.into_iter().filter_map(|index| crate::sys::interface::name(index).ok()).collect())
+}
+
+fn default_indices(family: u8) -> Result<Vec<u32>, Error> {
+    let mut socket = open()?;
+    let mut found = Vec::new();
+    let listed = Message::new(RTM_GETROUTE, 0, &fixed(family, 0)).dump(&mut socket, |_, body| {
+        let route = Route::read(body);
+        let is_default = route.family == family && route.prefix_len == 0 && route.flags & RTM_F_CLONED == 0;
+        // RTN_UNICAST: ours is a local one
+        if is_default && route.kind == 1 && route.device != Some(LOOPBACK) {
+            found.extend(route.device);
+        }
+    });
+    listed.map_err(|error| Error::new("list the routes", error))?;
+    Ok(found)
+}
+
 /// A line of `ip route`, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Route<'a> {

@@ -20,6 +20,20 @@ pub fn index(name: &str) -> io::Result<u32> {
     }
 }
 
+/// The name of interface number `index`: if_indextoname(3).
+///
+/// # Errors
+/// `ENXIO` if there is no such interface.
+pub fn name(index: u32) -> io::Result<String> {
+    let mut buffer = [0_u8; libc::IFNAMSIZ];
+    // SAFETY: the call writes at most IFNAMSIZ bytes, the terminator included, and keeps no pointer.
+    if unsafe { libc::if_indextoname(index, buffer.as_mut_ptr().cast()) }.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let end = buffer.iter().position(|byte| *byte == 0).unwrap_or(buffer.len());
+    Ok(String::from_utf8_lossy(buffer.get(..end).unwrap_or_default()).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,6 +41,8 @@ mod tests {
     #[test]
     fn loopback_has_a_number_and_nonsense_has_none() {
         assert_eq!(index("lo").unwrap(), 1);
+        assert_eq!(name(1).unwrap(), "lo");
+        assert!(name(u32::MAX).is_err());
         for nonsense in ["", "no-such-if", "a-name-of-16-chars", "lo\0"] {
             assert!(index(nonsense).is_err(), "{nonsense:?}");
         }

@@ -48,16 +48,27 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Opti
     }
     Ok((message.bytes, file))
 }
-
 /// Waits until `fd` can be read or its other end is closed; false if `timeout` passed first.
 ///
 /// # Errors
 /// Those of poll(2).
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> io::Result<bool> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    wait(fd, nix::poll::PollFlags::POLLIN, timeout)
+}
+
+/// Waits until `fd` can be written, which is when a connection is decided; false if `timeout` passed first.
+///
+/// # Errors
+/// Those of poll(2).
+pub fn wait_writable(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> io::Result<bool> {
+    wait(fd, nix::poll::PollFlags::POLLOUT, timeout)
+}
+
+fn wait(fd: BorrowedFd<'_>, what: nix::poll::PollFlags, timeout: std::time::Duration) -> io::Result<bool> {
+    use nix::poll::{PollFd, PollTimeout, poll};
     let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
     loop {
-        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+        match poll(&mut [PollFd::new(fd, what)], timeout) {
             Ok(ready) => return Ok(ready > 0),
             Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),

@@ -66,7 +66,8 @@ impl Uci {
         self
     }
 
-    fn text(&self, control: &str) -> String {
+    /// The whole file, with its control socket at that path.
+    pub fn text(&self, control: &str) -> String {
         let mut text = String::from("config globals\n");
         let options = |text: &mut String, options: &[(String, String)]| {
             for (name, value) in options {

@@ -9,6 +9,7 @@
 mod chance;
 mod daemon;
 mod dns;
+mod doctor;
 mod json;
 mod lab;
 mod mirror;

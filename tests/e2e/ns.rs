@@ -76,6 +76,8 @@ impl Namespace {
             unshare(CloneFlags::CLONE_NEWNS)?;
             mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE)?;
             mount(c"tmpfs", c"/run", c"tmpfs", libc::MS_NOSUID | libc::MS_NODEV)?;
+            // So that it shows this namespace's devices.
+            let _ = mount(c"sysfs", c"/sys", c"sysfs", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC);
             // A socket there would swallow the log lines that tests wait for. Where there is none the mount fails.
             let _ = mount(c"/dev/null", c"/dev/log", c"", libc::MS_BIND);
             Ok(())
