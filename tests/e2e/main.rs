@@ -20,6 +20,7 @@ mod proxies;
 mod sock;
 mod socks;
 
+mod citizen;
 mod connect;
 mod decisions;
 mod departed;
