@@ -38,5 +38,6 @@ mod names;
 mod operation;
 mod redirect;
 mod router;
+mod segment;
 mod tcp;
 mod udp;
