@@ -4,6 +4,7 @@
 use crate::config::{AddressMatch, Config, Globals, Listener, Outbound, PortRange, Rule, Set, Values};
 use crate::control;
 use crate::resolve::Resolver;
+use crate::session::origin::Origins;
 use crate::session::outbound::OUTBOUNDS_MAX;
 use crate::session::{outbound, redirect, tcp, udp};
 use crate::stats::Stats;
@@ -61,6 +62,7 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + Pool::memory_max(tables.buffers)
         + ReceiveBatch::MEMORY_MAX
         + Names::memory_max(tables.tcp + tables.udp)
+        + Origins::MEMORY_MAX
         + Resolver::MEMORY_MAX
         + OUTBOUNDS_MAX * size_of::<outbound::Outbound>()
         + Stats::MEMORY_MAX

@@ -10,7 +10,7 @@ use crate::helper::{Event, Helper, Request};
 use crate::log_sink;
 use crate::netfilter;
 use crate::reload::mending::Mending;
-use crate::reload::{Reload, Rules};
+use crate::reload::{Reload, Rules, resolve_networks_alone};
 use crate::session::pipes::Pipes;
 use crate::stats::events::Kind;
 use crate::store::timers::Tick;
@@ -170,7 +170,7 @@ impl Daemon {
         // before privileges are given up, since its directory may have to be made; and before anything else, since it says
         // best that another daemon runs
         let control = Control::open(&config.globals.control, process::user_ids(USER).filter(|_| process::is_root()))?;
-        let engine = Engine::new(config, netfilter::kernel_families())?;
+        let mut engine = Engine::new(config, netfilter::kernel_families())?;
         engine.watch(signals.as_raw_fd(), number::SIGNALS)?;
         engine.watch(control.fd(), number::CONTROL)?;
         let scrapes = open_scrapes(&engine)?;
@@ -182,12 +182,19 @@ impl Daemon {
                 .watch(ready.fd(), number::HELPER)
                 .and_then(|()| Rules::install(&mut ready, engine.config(), &engine.server_addresses(), PATIENCE));
             match installed {
-                Ok(installed) => rules = Some(Rules::new(ready, installed)),
+                Ok(installed) => {
+                    let installed = Rules::new(ready, installed);
+                    engine.resolve_networks(&|name| installed.device_of(name));
+                    rules = Some(installed);
+                }
                 Err(e) => {
                     *helper = Some(ready);
                     return Err(e);
                 }
             }
+        }
+        if rules.is_none() {
+            resolve_networks_alone(&mut engine);
         }
         let place = if rules.is_some() { "rules in place" } else { "rules are not its own" };
         let listeners = engine.config().listeners.len();

@@ -4,10 +4,12 @@ use crate::config::{self, Config, Families};
 use crate::control;
 use crate::error::Error;
 use crate::netfilter::addresses::Addresses;
+use crate::netfilter::neighbours;
 use crate::policy::{Policy, Proto};
 use crate::resolve::{NameId, Outcome, QUERIES_MAX, Resolver, ServersSource};
 use crate::session::association;
 use crate::session::intercept::Listener;
+use crate::session::origin::Origins;
 use crate::session::outbound::{HeldBack, Limiter, Outbounds};
 use crate::session::pipes::Pipes;
 use crate::session::redirect::Redirects;
@@ -91,6 +93,9 @@ pub struct Engine {
     addresses: Addresses,
     stats: Stats,
     names: Names,
+    origins: Origins,
+    /// The listeners were asked to tell devices.
+    told_devices: bool,
     /// Flows that each rule decided in the kernel, by its number, as last looked at.
     kernel_hits: RefCell<Vec<(u32, u64)>>,
     accept_again: Option<Tick>,
@@ -134,6 +139,8 @@ impl Engine {
             addresses: Addresses::watch()?,
             stats: Stats::new(),
             names: Names::new((globals.tcp_sessions + globals.udp_sessions) as usize),
+            origins: Origins::new(neighbours::all),
+            told_devices: false,
             kernel_hits: RefCell::default(),
             accept_again: None,
             accept_limiter: Limiter::default(),
@@ -344,6 +351,7 @@ impl Engine {
             policy: &mut self.policy,
             stats: &mut self.stats,
             names: &mut self.names,
+            origins: &mut self.origins,
             sniff_timeout: self.config.globals.sniff_timeout,
             self_mark: self.config.globals.self_mark.value,
         };
@@ -406,6 +414,11 @@ impl Engine {
             changes.push("nothing".into());
         }
         Ok(changes)
+    }
+
+    /// Tells which devices the networks are that rules name.
+    pub fn resolve_networks(&mut self, device_of: &dyn Fn(&str) -> Option<String>) {
+        self.policy.resolve_networks(device_of);
     }
 
     /// What a reload to `new` changes, in a person's words.
@@ -473,6 +486,12 @@ impl Engine {
         }
         old.into_iter().flatten().for_each(|listener| self.take_leave(listener));
         self.listeners.iter().flatten().for_each(Listener::keep_ports);
+        self.origins.serve(&self.policy);
+        let tells = self.origins.asks_for_device();
+        if tells || self.told_devices {
+            self.listeners.iter().flatten().for_each(|listener| listener.tell_devices(tells));
+            self.told_devices = tells;
+        }
         self.answer_redirected()?;
         to_register.into_iter().try_for_each(|(fd, number)| self.watch(fd, number))
     }

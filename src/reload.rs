@@ -58,6 +58,11 @@ impl Rules {
         Ok(Installed { facts, servers: servers.to_vec() })
     }
 
+    /// The device of a network, if it was up when the rules were installed.
+    pub fn device_of(&self, network: &str) -> Option<String> {
+        self.installed.facts.device_of(network)
+    }
+
     /// The helper, for the stop.
     pub fn into_helper(self) -> Helper {
         self.helper
@@ -87,6 +92,17 @@ impl Rules {
         if let Err(e) = self.helper.submit(Request::Update { rules }) {
             log::warn!("{e}; flows of clients to the outbounds' new addresses may be intercepted");
         }
+    }
+}
+
+/// For a process that leaves the rules to others: asks for the networks itself, if a rule names some.
+pub fn resolve_networks_alone(engine: &mut Engine) {
+    let config = engine.config();
+    let named = config.rules.iter().any(|rule| !rule.network.is_empty());
+    match named.then(|| netfilter::commands::facts_now(config)) {
+        Some(Ok(facts)) => engine.resolve_networks(&|name| facts.device_of(name)),
+        Some(Err(e)) => log::warn!("{e}; rules with `network` don't match"),
+        None => {}
     }
 }
 
@@ -158,6 +174,7 @@ impl Reload {
                     .and_then(|file| self.parse(file))
                     .and_then(|config| engine.prepare(config).map_err(|e| e.to_string()))
                     .and_then(|prepared| engine.commit(prepared).map_err(|e| e.to_string()));
+                resolve_networks_alone(engine);
                 self.end(taken.map(|changed| Taken { changed, warnings: engine.config().warnings.clone() }));
             }
         }
@@ -243,6 +260,7 @@ impl Reload {
             (Step::Installing(_, prepared, installed), Answer::Done) => {
                 rules.installed = installed;
                 let changed = engine.commit(*prepared).map_err(|e| e.to_string())?;
+                engine.resolve_networks(&|name| rules.device_of(name));
                 rules.update_servers(&engine.server_addresses());
                 let config = engine.config();
                 let mut warnings = config.warnings.clone();

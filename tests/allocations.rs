@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use tproxyd::policy::Policy;
 use tproxyd::resolve::{Resolver, ServersSource};
+use tproxyd::session::origin::Origins;
 use tproxyd::session::outbound::Outbounds;
 use tproxyd::session::pipes::Pipes;
 use tproxyd::session::reply::Replies;
@@ -67,6 +68,7 @@ struct Lab {
     replies: Replies,
     stats: Stats,
     names: Names,
+    origins: Origins,
 }
 
 impl Lab {
@@ -90,6 +92,7 @@ impl Lab {
             replies: Replies::open(true, false, 0).expect("raw sockets need root, or unshare -Urn"),
             stats: Stats::default(),
             names: Names::new(128),
+            origins: Origins::new(|| Ok(Vec::new())),
         }
     }
 
@@ -105,6 +108,7 @@ impl Lab {
             policy: &mut self.policy,
             stats: &mut self.stats,
             names: &mut self.names,
+            origins: &mut self.origins,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
         };
@@ -137,6 +141,7 @@ impl Lab {
             policy: &mut self.policy,
             stats: &mut self.stats,
             names: &mut self.names,
+            origins: &mut self.origins,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
         };
@@ -155,6 +160,7 @@ impl Lab {
             policy: &mut self.policy,
             stats: &mut self.stats,
             names: &mut self.names,
+            origins: &mut self.origins,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
         };

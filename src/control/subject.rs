@@ -73,6 +73,8 @@ pub struct Totals {
     pub destinations_evicted: u64,
     /// Blocks of the names that clients asked for: in use, and how many there are.
     pub names: (usize, usize),
+    /// Flows whose MAC address a rule asked for and nobody knew.
+    pub no_mac: u64,
     /// Names for which there was no room, so that nobody sees them.
     pub names_refused: u64,
     /// Most descriptors that the process may have open.

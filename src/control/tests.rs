@@ -46,6 +46,7 @@ impl Subject for Fake {
             problems: 2,
             names: (0, 0),
             names_refused: 0,
+            no_mac: 0,
         }
     }
 
@@ -414,7 +415,7 @@ fn the_status_has_every_part() {
         "\"tcp\":{\"active\":5,\"limit\":10,\"total\":0,\"refused\":0,\"evicted\":0},",
         "\"memory\":{\"used\":1,\"peak\":2,\"bound\":3},",
         "\"pool\":{\"lent\":0,\"peak\":3,\"capacity\":8,\"empty\":0},\"destinations\":{\"used\":5,\"evicted\":6},",
-        "\"names\":{\"used\":0,\"limit\":0,\"refused\":0},\"nameless\":0,",
+        "\"names\":{\"used\":0,\"limit\":0,\"refused\":0},\"nameless\":0,\"no_mac\":0,",
         "\"by_rule\":1,",
         "\"errors\":18446744073709551615,\"last_error\":{\"time\":1800000001,\"text\":\"refused\"}}",
         "\"descriptors\":{\"limit\":1024},\"problem_count\":2,\"problems\":[{\"time\":1800000000,\"level\":\"error\",\"text\":\"problem 0\"},",

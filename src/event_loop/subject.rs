@@ -41,6 +41,7 @@ impl Subject for Engine {
             problems: log_sink::problem_count(),
             names: self.names.usage(),
             names_refused: self.names.refused(),
+            no_mac: self.origins.unknown(),
         }
     }
 

@@ -21,7 +21,6 @@ use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mark, Mod
 
 mod keep_source;
 mod narrowing;
-mod one_arm;
 mod redirecting;
 mod router;
 mod text;
@@ -69,11 +68,6 @@ pub fn render_on_link(on_link: &[IpRange]) -> String {
     out
 }
 
-/// A range as nft and iptables write it.
-pub(super) fn prefix_text(range: &IpRange) -> String {
-    text::address_range(range)
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Run,
@@ -119,7 +113,6 @@ impl<'a> Script<'a> {
         }
         self.verdicts();
         self.output();
-        self.one_arm();
         self.out
     }
 
@@ -150,7 +143,6 @@ impl<'a> Script<'a> {
         self.declare_redirecting();
         self.declare_router();
         self.declare_verdicts();
-        self.declare_one_arm();
         for (set, kind) in [(SERVERS4, "ipv4_addr"), (SERVERS6, "ipv6_addr")] {
             self.line(format_args!("add set inet {TABLE} {set} {{ type {kind} . inet_proto . inet_service; }}"));
         }

@@ -32,7 +32,9 @@ impl Tcp {
     /// For what a client has sent before this and is for the far end, there is [`End::hold`](super::relay::End::hold).
     pub(super) fn classify(&mut self, key: Key, name: Option<&str>, cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
-        let flow = Flow::new(Proto::Tcp, session.client.address(), session.orig_dst.address());
+        let (client, orig_dst) = (session.client.address(), session.orig_dst.address());
+        let origin = session.near.borrow().map(|fd| cx.origins.of_connection(fd, client, cx.now)).unwrap_or_default();
+        let flow = origin.of(Flow::new(Proto::Tcp, client, orig_dst));
         match name {
             None if cx.policy.needs_name(&flow) => {
                 self.look_for_name(key, cx);
@@ -74,7 +76,9 @@ impl Tcp {
 
     fn decide(&mut self, key: Key, name: Option<&str>, cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let flow = Flow::new(Proto::Tcp, session.client.address(), session.orig_dst.address());
+        let (client, orig_dst) = (session.client.address(), session.orig_dst.address());
+        let origin = session.near.borrow().map(|fd| cx.origins.of_connection(fd, client, cx.now)).unwrap_or_default();
+        let flow = origin.of(Flow::new(Proto::Tcp, client, orig_dst));
         let verdict = cx.policy.decide_and_count(&Flow { domain: name, ..flow });
         session.rule = verdict.rule;
         session.name = name.and_then(|name| cx.names.insert(name));

@@ -11,7 +11,7 @@ use crate::policy::{Flow, Proto};
 use crate::stats::Drop;
 use crate::sys::dgram::{ReceiveBatch, SLOTS};
 use crate::sys::socket::{Family, Transport};
-use crate::sys::{self, socket, sockopt};
+use crate::sys::{self, ingress, socket, sockopt};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -205,6 +205,22 @@ impl Listener {
         socket.map(OwnedFd::try_clone).transpose()
     }
 
+    /// Whether flows shall tell by which device they come in.
+    pub fn tell_devices(&self, on: bool) {
+        let v6 = self.bound.address.is_ipv6();
+        for fd in [&self.tcp, &self.udp].into_iter().flatten() {
+            for v4 in [true, false] {
+                let serves = if v4 { !v6 || self.bound.dual_stack } else { v6 };
+                if let Some(Err(e)) = serves.then(|| ingress::set_tells(fd.as_fd(), v4, on)) {
+                    let name = &self.name;
+                    log::warn!(
+                        "listener '{name}' cannot tell devices: {e}; rules with `device` or `network` never match"
+                    );
+                }
+            }
+        }
+    }
+
     /// The descriptor of `proto`, if it is open.
     pub fn fd(&self, proto: Proto) -> Option<RawFd> {
         match proto {
@@ -329,7 +345,8 @@ fn take_connection(connection: OwnedFd, client: SocketAddr, bound: &Bound, tcp: 
     if came_directly(orig_dst, bound.address.port()) {
         return refuse(connection, Drop::NotIntercepted, cx);
     }
-    let flow = Flow::new(Proto::Tcp, client, orig_dst);
+    let origin = cx.origins.of_connection(connection.as_fd(), client, cx.now);
+    let flow = origin.of(Flow::new(Proto::Tcp, client, orig_dst));
     if cx.policy.needs_name(&flow) {
         return tcp.sniff(connection, (client, orig_dst), cx);
     }

@@ -8,6 +8,7 @@ pub mod dial;
 pub mod fixed;
 pub mod intercept;
 pub mod mapping;
+pub mod origin;
 pub mod outbound;
 pub mod pipes;
 pub mod redirect;
@@ -24,6 +25,7 @@ use crate::store::pool::Pool;
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
 use mio::Token;
+use origin::Origins;
 use outbound::Outbounds;
 use pipes::Pipes;
 use std::fmt;
@@ -50,6 +52,8 @@ pub struct Cx<'a> {
     pub stats: &'a mut Stats,
     /// Names that clients asked for.
     pub names: &'a mut Names,
+    /// Where flows come from.
+    pub origins: &'a mut Origins,
     /// How long names are looked for.
     pub sniff_timeout: Duration,
     /// fwmark of the daemon's own packets.

@@ -125,7 +125,7 @@ impl Udp {
         let cached = self.destinations.find(client.into(), orig_dst.into(), cx.now);
         let decision = match cached {
             Some(Decision::Through(key)) if self.mappings.get(key).is_some() => Decision::Through(key),
-            Some(Decision::Through(_)) | None => match self.decide(client, orig_dst, cx) {
+            Some(Decision::Through(_)) | None => match self.decide(slot, batch, (client, orig_dst), cx) {
                 Some(decision) => decision,
                 None => return,
             },
@@ -141,8 +141,15 @@ impl Udp {
         }
     }
 
-    fn decide(&mut self, client: SocketAddr, orig_dst: SocketAddr, cx: &mut Cx<'_>) -> Option<Decision> {
-        let verdict = cx.policy.decide_and_count(&Flow::new(Proto::Udp, client, orig_dst));
+    fn decide(
+        &mut self,
+        slot: usize,
+        batch: &ReceiveBatch,
+        (client, orig_dst): (SocketAddr, SocketAddr),
+        cx: &mut Cx<'_>,
+    ) -> Option<Decision> {
+        let origin = cx.origins.of_datagram(slot, batch, client, cx.now);
+        let verdict = cx.policy.decide_and_count(&origin.of(Flow::new(Proto::Udp, client, orig_dst)));
         let decision = match verdict.target {
             Target::Reject => Decision::Reject,
             Target::Drop => Decision::Drop,

@@ -3,6 +3,7 @@
 
 pub mod dgram;
 pub mod errqueue;
+pub mod ingress;
 pub mod interface;
 pub mod memory;
 pub mod netlink;

@@ -168,3 +168,29 @@ fn a_reload_applies_new_rules_to_new_flows() {
     rejected(&lab, mirror.at, Family::V4);
     crate::mirror::ask(&mut old).expect("live flows keep their outbound");
 }
+
+over_ways!(a_rule_may_ask_for_the_device_and_the_mac_address, |way, family| {
+    let lab = Lab::new();
+    lab.client.tool("ip", &["link", "set", "eth0", "address", "02:00:00:00:00:07"], "");
+    let _proxy = Socks::start(&lab.server, Family::V4.proxy(), 1080, Manners::default());
+    assert_eq!(way, Way::Direct);
+    let uci = |device: &str, mac: &str| {
+        rules(&format!(
+            "config rule\n\toption device '{device}'\n\toption src_mac '{mac}'\n\toption outbound 'proxy'\n"
+        ))
+    };
+    let daemon = Daemon::start(&lab, &uci("lan*", "02:00:00:00:00:07"));
+    let mirror = Mirror::start_at(&lab.server, family.destination(8), 4_000);
+    assert!(proxied(&lab, &mirror));
+    for (device, mac, expected) in [
+        ("lan0", "02:00:00:00:00:08", false),
+        ("wlan0", "02:00:00:00:00:07", false),
+        ("!lan0", "!02:00:00:00:00:08", false),
+        ("!wlan0", "!02:00:00:00:00:08", true),
+    ] {
+        daemon.write_config(&uci(device, mac));
+        daemon.reload(&["reload"]);
+        let mirror = Mirror::start_at(&lab.server, family.destination(8), 0);
+        assert_eq!(proxied(&lab, &mirror), expected, "{device} {mac}");
+    }
+}, v4 Direct V4, v6 Direct V6);

@@ -20,7 +20,6 @@ mod proxies;
 mod sock;
 mod socks;
 
-mod citizen;
 mod connect;
 mod decisions;
 mod departed;
@@ -38,6 +37,5 @@ mod names;
 mod operation;
 mod redirect;
 mod router;
-mod segment;
 mod tcp;
 mod udp;

@@ -22,7 +22,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 pub(crate) struct Namespace {
     jobs: mpsc::Sender<Job>,
-    path: String,
+    pub(crate) path: String,
 }
 
 impl Namespace {
@@ -60,7 +60,7 @@ impl Namespace {
 pub(crate) struct Lab {
     pub(crate) client: Namespace,
     pub(crate) router: Namespace,
-    _server: Namespace,
+    pub(crate) server: Namespace,
 }
 
 /// Runs `test` in a fresh lab; without root once more as root of a user namespace of its own.
@@ -106,7 +106,7 @@ impl Lab {
         for to in ["203.0.113.2:80", "[2001:db8::2]:80"] {
             client.run(move || TcpStream::connect_timeout(&to.parse().unwrap(), SOON).unwrap());
         }
-        Lab { client, router, _server: server }
+        Lab { client, router, server }
     }
 
     /// A TCP connection of the client from `source`.

@@ -1,4 +1,5 @@
 //! The rules, policy routes, connection tracking and the helper, tried by real packets in namespaces of their own.
+#![allow(clippy::disallowed_methods, reason = "these tests measure real time")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on shall say where")]
 
 mod commands;
@@ -6,6 +7,7 @@ mod helper;
 mod lab;
 mod packets;
 mod routes;
+mod verdicts;
 
 use std::io::Cursor;
 use std::path::Path;

@@ -18,7 +18,7 @@ pub const SLOT: usize = 65_536;
 /// Most datagrams that one call takes.
 pub const SLOTS: usize = 32;
 
-/// Room for the control messages of one datagram: an original destination and a receive-offload size.
+/// Room for the control messages of one datagram: an original destination, an interface and a receive-offload size.
 const CONTROL: usize = 128;
 
 #[repr(C, align(8))]
@@ -136,6 +136,15 @@ impl ReceiveBatch {
             payload: &self.area[slot * SLOT..][..len],
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         })
+    }
+}
+
+impl ReceiveBatch {
+    /// The number of the interface by which the datagram in `slot` came in, if the socket [tells](super::ingress::set_tells).
+    pub fn device(&self, slot: usize) -> Option<u32> {
+        let header = &self.headers.get(slot)?.msg_hdr;
+        // SAFETY: `header` was filled by recvmmsg, and its control messages lie in `self.controls`.
+        unsafe { super::ingress::among(header) }
     }
 }
 
