@@ -4,6 +4,7 @@
 use crate::config::{AddressMatch, Config, Globals, Listener, Outbound, PortRange, Rule, Set, Values};
 use crate::control;
 use crate::resolve::Resolver;
+use crate::session::checks::Checks;
 use crate::session::origin::Origins;
 use crate::session::outbound::OUTBOUNDS_MAX;
 use crate::session::{outbound, redirect, tcp, udp};
@@ -66,6 +67,7 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + Resolver::MEMORY_MAX
         + OUTBOUNDS_MAX * size_of::<outbound::Outbound>()
         + Stats::MEMORY_MAX
+        + Checks::MEMORY
         + control::MEMORY_MAX;
     let variable = SET_COPIES * sets(config) + COPIES * sections(config);
     (fixed + variable + STACK + HELPER + REST) as u64 + mapped_files

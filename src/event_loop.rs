@@ -8,6 +8,7 @@ use crate::netfilter::neighbours;
 use crate::policy::{Policy, Proto};
 use crate::resolve::{NameId, Outcome, QUERIES_MAX, Resolver, ServersSource};
 use crate::session::association;
+use crate::session::checks::{CHECKS_MAX, Checks};
 use crate::session::intercept::Listener;
 use crate::session::origin::Origins;
 use crate::session::outbound::{HeldBack, Limiter, Outbounds};
@@ -56,6 +57,8 @@ pub mod number {
     pub const NEWS: u16 = 96;
     /// News of nftables.
     pub const NEWS_OF_TABLES: u16 = 97;
+    /// Health checks under way.
+    pub const CHECK: u16 = 128;
     /// The resolver's sockets.
     pub const RESOLVER: u16 = 256;
 }
@@ -66,7 +69,8 @@ pub const LISTENERS_MAX: usize = 32;
 const _: () = assert!(number::CONTROL_CLIENT as usize + control::CLIENTS_MAX <= number::METRICS as usize);
 const _: () = assert!(number::METRICS < number::SCRAPE);
 const _: () = assert!(number::SCRAPE as usize + control::SCRAPES_MAX <= number::ADDRESSES as usize);
-const _: () = assert!(number::LISTENER as usize + 2 * LISTENERS_MAX <= number::RESOLVER as usize);
+const _: () = assert!(number::LISTENER as usize + 2 * LISTENERS_MAX <= number::CHECK as usize);
+const _: () = assert!(number::CHECK as usize + CHECKS_MAX <= number::RESOLVER as usize);
 
 /// Events that one call of poll returns at most.
 const EVENTS: usize = 256;
@@ -87,6 +91,8 @@ pub struct Engine {
     pool: Pool,
     pipes: Pipes,
     outbounds: Outbounds,
+    /// Not there only while they run.
+    checks: Option<Checks>,
     resolver: Resolver,
     policy: Policy,
     replies: Replies,
@@ -133,6 +139,7 @@ impl Engine {
             pool: Pool::new(globals.relay_memory),
             pipes: Pipes::new(Pipes::suiting(globals.relay_memory)),
             outbounds,
+            checks: Some(Checks::new(number::CHECK)),
             resolver,
             policy: Policy::new(&config, &targets),
             replies,
@@ -202,6 +209,10 @@ impl Engine {
         let mut resolved = Resolved::new();
         for event in events.iter() {
             match Owner::of(event.token()) {
+                Owner::Process(number) if (number::CHECK..number::CHECK + CHECKS_MAX as u16).contains(&number) => {
+                    let micros = self.micros();
+                    self.with_checks(now, |checks, cx| checks.ready(number, Readiness::from(event), micros, cx));
+                }
                 Owner::Process(number) => self.own_event(event.token(), number, now, &mut resolved, own),
                 Owner::Tcp(key, side) => {
                     let (tcp, _, batch, _, mut cx) = self.split(now);
@@ -229,6 +240,11 @@ impl Engine {
             tcp.resolved(*name, &mut cx);
             association::resolved(udp, *name, replies, &mut cx);
         }
+        let micros = self.micros();
+        self.with_checks(now, |checks, cx| {
+            checks.hurry(cx);
+            checks.run(micros, cx);
+        });
         self.outbounds.announce(&mut self.stats.events);
         Ok(resolved.iter().any(|(_, outcome)| matches!(outcome, Outcome::Resolved { .. })))
     }
@@ -329,10 +345,24 @@ impl Engine {
             self.resolver.deadline(),
             self.replies.deadline(),
             self.replies.redirects.deadline(),
+            self.checks.as_ref().and_then(Checks::deadline),
         ];
         let deadlines = tables.into_iter().chain([self.accept_again, until]);
         let now = self.tick();
         deadlines.flatten().map(|at| if now.reached(at) { Duration::ZERO } else { at.since(now) }).min()
+    }
+
+    fn with_checks(&mut self, now: Tick, work: impl FnOnce(&mut Checks, &mut Cx<'_>)) {
+        if let Some(mut checks) = self.checks.take() {
+            let (_, _, _, _, mut cx) = self.split(now);
+            work(&mut checks, &mut cx);
+            self.checks = Some(checks);
+        }
+    }
+
+    /// Microseconds since the start, for what is measured.
+    fn micros(&self) -> u64 {
+        now().duration_since(self.started).as_micros() as u64
     }
 
     /// The moment, in steps since the start.
@@ -405,6 +435,7 @@ impl Engine {
         let mut policy = Policy::new(&config, &targets);
         policy.adopt_hits(&self.policy);
         self.policy = policy;
+        self.with_checks(now, |checks, _| checks.restart(now));
         self.udp.forget_verdicts();
         log::set_max_level(globals.log_level);
         self.config = config;

@@ -12,6 +12,7 @@ use super::uci::shown;
 use super::value::{Addresses, Domains, Value};
 use super::{Env, auto};
 
+mod groups;
 mod outbounds;
 
 /// Builds all of it. What is wrong is reported, and the configuration then not to be used.
@@ -23,8 +24,9 @@ pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, re
         |kind: &'static str| sections.iter().filter(move |section| section.of.name == kind && section.enabled);
 
     let globals = globals(sections, &names, env, report);
-    let outbounds: Vec<Outbound> =
+    let mut outbounds: Vec<Outbound> =
         enabled("outbound").map(|section| outbounds::build(section, &names, &globals, report)).collect();
+    groups::complete(&mut outbounds, sections, report);
     let listeners: Vec<Listener> =
         enabled("listener").take(MOST_LISTENERS).map(|section| listener(section, &names, report)).collect();
     if let Some(section) = enabled("listener").nth(MOST_LISTENERS) {
@@ -80,25 +82,36 @@ impl Names {
     /// The outbound that `option` names. A default or a mistake, which is reported, is `otherwise`.
     fn target(&self, section: &Checked<'_>, option: &str, otherwise: Target, report: &mut Report<'_>) -> Target {
         let Some(name) = section.text(option) else { return otherwise };
-        let (line, title) = (section.line_of(option), &section.title);
-        match name.as_str() {
-            "direct" => return Target::Direct,
-            "reject" => return Target::Reject,
-            "drop" => return Target::Drop,
+        self.named(section, option, (section.line_of(option), &name), report).unwrap_or(otherwise)
+    }
+
+    /// The outbound of this name, which `option` has on this line; that there is none is reported.
+    fn named(
+        &self,
+        section: &Checked<'_>,
+        option: &str,
+        (line, name): (u32, &str),
+        report: &mut Report<'_>,
+    ) -> Option<Target> {
+        let title = &section.title;
+        match name {
+            "direct" => return Some(Target::Direct),
+            "reject" => return Some(Target::Reject),
+            "drop" => return Some(Target::Drop),
             _ => {}
         }
-        match self.outbounds.get(&name) {
-            Some(OutboundPlace::Enabled(place)) => return Target::Outbound(*place),
+        match self.outbounds.get(name) {
+            Some(OutboundPlace::Enabled(place)) => return Some(Target::Outbound(*place)),
             Some(OutboundPlace::Disabled(at)) => {
                 report.error(line, format!("{title}: {option} '{name}' is disabled (line {at})"));
             }
             None => {
                 let known = self.outbounds.keys().map(String::as_str).chain(["direct", "reject", "drop"]);
-                let hint = near(&name, known, "direct, reject or drop, or config outbound");
-                report.error(line, format!("{title}: {option} '{}' is no outbound; {hint}", shown(&name)));
+                let hint = near(name, known, "direct, reject or drop, or config outbound");
+                report.error(line, format!("{title}: {option} '{}' is no outbound; {hint}", shown(name)));
             }
         }
-        otherwise
+        None
     }
 
     fn addresses(&self, section: &Checked<'_>, option: &str, report: &mut Report<'_>) -> Values<AddressMatch> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::model::{Families, Host, Mac, Mark, PortRange, Protos, Resolver, SniffPort, Values};
+use super::model::{Families, Host, Mac, Mark, PortRange, Protos, Resolver, Server, SniffPort, Values};
 use super::report::{Report, nearest};
 use super::schema::{Opt, SECTIONS, SectionType, section_type};
 use super::uci::{Section, Setting, shown};
@@ -267,6 +267,7 @@ readers! {
     mark: Mark -> Mark;
     address: Address -> IpAddr;
     host: Host -> Host;
+    server: Server -> Server;
     resolver: Resolver -> Resolver;
 }
 

@@ -8,6 +8,10 @@ use std::time::Duration;
 use super::domains::DomainSet;
 use super::nets::NetSet;
 
+pub use outbound::*;
+
+mod outbound;
+
 /// A whole configuration file, validated. A reload builds a new one and compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -263,137 +267,6 @@ pub enum Mode {
     Tproxy,
     /// nat REDIRECT, for kernels without TPROXY: connection tracking knows where the packets were going.
     Redirect,
-}
-
-/// `config outbound`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outbound {
-    /// Section name.
-    pub name: String,
-    /// `option label`, for people.
-    pub label: Option<String>,
-    /// Line of the section in its file.
-    pub line: u32,
-    /// `option type` with what belongs to it.
-    pub kind: OutboundKind,
-    /// `option udp`: whether it carries UDP.
-    pub udp: bool,
-    /// `option full_cone`: its UDP goes through the process, so that anyone may answer.
-    pub full_cone: bool,
-    /// `option udp_outbound`: where UDP goes if not. Never leads in a circle.
-    pub udp_outbound: Target,
-    /// `option connect_timeout`: until the destination has answered, handshakes included.
-    pub connect_timeout: Duration,
-    /// `option idle_timeout`: TCP with no byte either way.
-    pub idle_timeout: Duration,
-    /// `option udp_timeout`: a UDP flow with no datagram (to port 53 alone: 10 s).
-    pub udp_timeout: Duration,
-    /// `option device`: the interface that its packets leave by, whatever the routes say.
-    pub device: Option<String>,
-    /// `option fwmark`: bits of the mark on its packets, beside those of `self_mark`.
-    pub fwmark: u32,
-    /// `option keep_source`: the server sees the client's own address.
-    pub keep_source: bool,
-}
-
-/// `option type` of an outbound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OutboundKind {
-    /// Straight out.
-    Direct,
-    /// To a fixed server.
-    Forward {
-        /// The server.
-        server: Server,
-        /// `option send_proxy`.
-        send_proxy: Option<SendProxy>,
-    },
-    /// CONNECT (RFC 9110 section 9.3.6).
-    Http {
-        /// The proxy.
-        server: Server,
-        /// Basic authentication (RFC 7617); `None` is none.
-        credentials: Option<Credentials>,
-    },
-    /// RFC 1928.
-    Socks5 {
-        /// The proxy.
-        server: Server,
-        /// RFC 1929; `None` is no authentication.
-        credentials: Option<Credentials>,
-    },
-    /// A TCP reset, an ICMP port unreachable.
-    Reject,
-    /// Silence.
-    Drop,
-}
-
-/// Which header of the PROXY protocol goes before what a client sends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SendProxy {
-    /// A line of text, TCP only.
-    V1,
-    /// Octets, before each datagram too.
-    V2,
-}
-
-/// A server as the user named it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
-    /// Address or name.
-    pub host: Host,
-    /// Port.
-    pub port: u16,
-}
-
-/// Address or name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Host {
-    /// A literal address.
-    Address(IpAddr),
-    /// A host name, at most 253 characters, without a trailing dot.
-    Name(String),
-}
-
-/// Username and password, 1 to 255 octets each (RFC 1929 section 2).
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// `option username`.
-    pub username: String,
-    /// `option password`; never printed.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
-    }
-}
-
-impl Outbound {
-    /// Whether datagrams go to the server's own port. (A SOCKS5 server names another for them.)
-    pub fn sends_udp_to_server(&self) -> bool {
-        self.udp && matches!(self.kind, OutboundKind::Forward { .. })
-    }
-}
-
-impl OutboundKind {
-    /// The server that it reaches flows by, if it has one.
-    pub fn server(&self) -> Option<&Server> {
-        match self {
-            OutboundKind::Forward { server, .. }
-            | OutboundKind::Http { server, .. }
-            | OutboundKind::Socks5 { server, .. } => Some(server),
-            OutboundKind::Direct | OutboundKind::Reject | OutboundKind::Drop => None,
-        }
-    }
-
-    /// Whether it can carry datagrams at all: HTTP has no words for them, nor has a PROXY header of version 1.
-    pub fn can_carry_udp(&self) -> bool {
-        let streams_only = Some(SendProxy::V1);
-        !matches!(self, OutboundKind::Http { .. })
-            && !matches!(self, OutboundKind::Forward { send_proxy, .. } if *send_proxy == streams_only)
-    }
 }
 
 /// `config set`.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{self, decimal};
-use super::model::{Families, Host, IpRange, Mac, Mark, PortRange, Protos, Resolver, SniffPort};
+use super::model::{Families, Host, IpRange, Mac, Mark, PortRange, Protos, Resolver, Server, SniffPort};
 use super::report::nearest;
 use super::uci::shown;
 use expects::one_of;
@@ -106,6 +106,7 @@ pub(super) enum Value {
     Mark(Mark),
     Address(IpAddr),
     Host(Host),
+    Server(Server),
     Resolver(Resolver),
     Addresses { not: bool, what: Addresses },
     Ports { not: bool, range: PortRange },
@@ -173,9 +174,9 @@ impl Kind {
             Kind::Host => Value::Host(address::host(text)?),
             Kind::HostPort => {
                 let (host, port) = text.rsplit_once(':').ok_or_else(|| self.wrong(text))?;
-                address::host(host)?;
-                address::port(port)?;
-                Value::Text(text.to_owned())
+                let host =
+                    address::host(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))?;
+                Value::Server(Server { host, port: address::port(port)? })
             }
             Kind::Endpoint => Value::Text(address::endpoint(text, None)?.to_string()),
             Kind::Resolver if text.starts_with('/') => Value::Resolver(Resolver::File(PathBuf::from(text))),

@@ -131,9 +131,12 @@ impl Subject for Engine {
     fn outbounds(&self) -> Vec<Outbound> {
         let mut all: Vec<Outbound> = self.outbounds.iter().map(|(_, outbound)| shown(outbound)).collect();
         for view in self.tcp.views().chain(self.udp.views()) {
-            if let Some(outbound) = all.get_mut(usize::from(view.outbound)) {
-                outbound.bytes_up += view.bytes_up;
-                outbound.bytes_down += view.bytes_down;
+            let by_member = (view.group != view.outbound).then_some(view.outbound);
+            for index in [Some(view.group), by_member].into_iter().flatten() {
+                if let Some(outbound) = all.get_mut(usize::from(index)) {
+                    outbound.bytes_up += view.bytes_up;
+                    outbound.bytes_down += view.bytes_down;
+                }
             }
         }
         // one that a reload has replaced lives on under the same name until its last session ends
@@ -219,7 +222,7 @@ fn shown(outbound: &outbound::Outbound) -> Outbound {
     Outbound {
         name: outbound.name.clone(),
         kind: outbound.kind(),
-        state: match outbound.state {
+        state: match outbound.health.state {
             outbound::State::Up => State::Up,
             outbound::State::Down => State::Down,
             outbound::State::Unknown => State::Unknown,
@@ -228,7 +231,7 @@ fn shown(outbound: &outbound::Outbound) -> Outbound {
         bytes_up: outbound.bytes_up,
         bytes_down: outbound.bytes_down,
         errors: outbound.errors,
-        latency_ms: outbound.latency_ms,
+        latency_ms: outbound.latency_ms(),
         last_error: outbound.last_error.clone(),
     }
 }

@@ -5,6 +5,7 @@ use crate::config::{self, Config, Families, Mac, Protos, Set, SniffPort, Target,
 use matcher::{Addresses, Devices, Domains, Kind, Macs, Ports};
 use std::net::SocketAddr;
 
+pub mod group;
 mod matcher;
 
 /// What a rule is asked about.

@@ -2,7 +2,7 @@
 
 use super::dial::{self, Ask, Dial, Failure, Progress};
 use super::mapping::{Mapping, Stage, open_udp, register};
-use super::outbound::Outbound;
+use super::outbound::{Outbound, Tried};
 use super::reply::Replies;
 use super::udp::Udp;
 use super::{CloseReason, Cx, Owner, Readiness, Side};
@@ -36,7 +36,7 @@ const UNKNOWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0
 pub(super) fn dial(udp: &mut Udp, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
     loop {
         let Some(mapping) = udp.mappings.get_mut(key) else { return };
-        let outbound = cx.outbounds.get(mapping.outbound);
+        let outbound = cx.outbounds.get(mapping.via);
         if let Some(name) = outbound.server().and_then(|server| server.name) {
             cx.resolver.request(name, cx.now);
         }
@@ -59,8 +59,8 @@ pub(super) fn dial(udp: &mut Udp, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
             Ok(fd) => {
                 mapping.control = Some(fd);
                 mapping.stage = Stage::Dialling;
-                udp.dials.remove(mapping.dial);
-                mapping.dial = udp.dials.insert(dial).unwrap_or(Key::NONE);
+                let tried = udp.dials.remove(mapping.dial).map_or(Tried::new(), |before| before.tried);
+                mapping.dial = udp.dials.insert(dial.after(tried)).unwrap_or(Key::NONE);
                 udp.timers.set(key.slot, cx.now.after(timeout));
                 return;
             }
@@ -83,7 +83,7 @@ fn ask(client: SocketAddr) -> Ask<'static> {
 
 /// The address of a named server did not answer: ask whether it has moved.
 fn refresh(mapping: &Mapping, cx: &mut Cx<'_>) {
-    if let Some(name) = cx.outbounds.get(mapping.outbound).server().and_then(|server| server.name) {
+    if let Some(name) = cx.outbounds.get(mapping.via).server().and_then(|server| server.name) {
         cx.resolver.refresh(name, cx.now);
     }
 }
@@ -121,7 +121,7 @@ pub(super) fn ready(
 fn advance(udp: &mut Udp, key: Key, ready: Readiness, replies: &mut Replies, cx: &mut Cx<'_>) {
     let Some(mapping) = udp.mappings.get_mut(key) else { return };
     let (Some(dial), Some(control)) = (udp.dials.get_mut(mapping.dial), &mapping.control) else { return };
-    let outbound = cx.outbounds.get(mapping.outbound);
+    let outbound = cx.outbounds.get(mapping.via);
     match dial.advance(control.as_fd(), ready, outbound, &ask(mapping.client.address())) {
         Ok(Progress::Waiting) => {}
         Ok(Progress::Done { bound, .. }) => {
@@ -131,7 +131,7 @@ fn advance(udp: &mut Udp, key: Key, ready: Readiness, replies: &mut Replies, cx:
             dial::set_keepalive_or_warn(control.as_fd());
             match open_relay(bound, server, Owner::Udp(key, Side::Near), outbound, cx) {
                 Ok(socket) => {
-                    cx.outbounds.get_mut(mapping.outbound).worked(attempt, cx.resolver);
+                    cx.outbounds.get_mut(mapping.via).worked(attempt, cx.resolver);
                     mapping.socket = Some(socket);
                     mapping.stage = Stage::Ready;
                     udp.dials.remove(mapping.dial);
@@ -167,7 +167,7 @@ fn retry(udp: &mut Udp, key: Key, failure: Failure, cx: &mut Cx<'_>) {
     let (attempt, address, connected) =
         dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
     let of_address = failure.is_of_address() && !connected;
-    let more = cx.outbounds.get(mapping.outbound).address(attempt + 1, UNKNOWN, cx.resolver).is_some();
+    let more = cx.outbounds.get(mapping.via).address(attempt + 1, UNKNOWN, cx.resolver).is_some();
     if of_address {
         refresh(mapping, cx);
     }
@@ -181,14 +181,37 @@ fn retry(udp: &mut Udp, key: Key, failure: Failure, cx: &mut Cx<'_>) {
 /// The association can't be made: the client gets no answer, as from a server that is not there.
 pub(super) fn fail(udp: &mut Udp, key: Key, address: Option<SocketAddr>, failure: &Failure, cx: &mut Cx<'_>) {
     let Some(mapping) = udp.mappings.get_mut(key) else { return };
+    let mut tried = udp.dials.remove(mapping.dial).map_or(Tried::new(), |dial| dial.tried);
+    mapping.dial = Key::NONE;
     mapping.stage = Stage::Failed;
     mapping.control = None;
+    let (via, client, orig_dst) = (mapping.via, mapping.client.address(), mapping.orig_dst());
+    let in_group = via != mapping.outbound;
+    dial::report(cx, via, client, orig_dst, address, failure);
+    let can_not = failure.says_no_udp();
+    if can_not {
+        cx.outbounds.get_mut(via).found_without_udp(cx.now);
+    }
+    // what waits goes by the next member
+    if in_group && !failure.is_ours() && tried.push(via).is_ok() {
+        // kept where the next dial finds it, which may fail within this call
+        if let Some(mapping) = udp.mappings.get_mut(key) {
+            mapping.dial = udp.dials.insert(Dial::none(tried.clone())).unwrap_or(Key::NONE);
+        }
+        if udp.choose(key, &tried, cx) {
+            return;
+        }
+    }
+    let Some(mapping) = udp.mappings.get_mut(key) else { return };
     udp.dials.remove(mapping.dial);
     mapping.dial = Key::NONE;
     forget_waiting(mapping, cx);
-    udp.timers.set(key.slot, cx.now.after(PENALTY));
-    let (outbound, client, orig_dst) = (mapping.outbound, mapping.client.address(), mapping.orig_dst());
-    dial::report(cx, outbound, client, orig_dst, address, failure);
+    if can_not {
+        // the next datagram is decided anew, and goes to `udp_outbound`
+        udp.close(key, CloseReason::DialFailed, cx);
+    } else {
+        udp.timers.set(key.slot, cx.now.after(PENALTY));
+    }
 }
 
 /// The mapping's deadline has passed while it was still dialling.
@@ -197,7 +220,7 @@ pub(super) fn timed_out(udp: &mut Udp, key: Key, cx: &mut Cx<'_>) {
     match mapping.stage {
         Stage::Resolving => fail(udp, key, None, &Failure::NoAddress, cx),
         _ => {
-            let timeout = cx.outbounds.get(mapping.outbound).connect_timeout;
+            let timeout = cx.outbounds.get(mapping.via).connect_timeout;
             let awaits = udp.dials.get(mapping.dial).map_or("connect", Dial::awaits);
             retry(udp, key, Failure::TimedOut(timeout, awaits), cx);
         }
@@ -212,7 +235,7 @@ pub fn resolved(udp: &mut Udp, name: NameId, replies: &mut Replies, cx: &mut Cx<
     for slot in 0..udp.mappings.touched() {
         let Some(key) = udp.mappings.key_at(slot) else { continue };
         let waits = udp.mappings.get(key).is_some_and(|mapping| {
-            let server = cx.outbounds.get(mapping.outbound).server();
+            let server = cx.outbounds.get(mapping.via).server();
             mapping.stage == Stage::Resolving && server.is_some_and(|server| server.name == Some(name))
         });
         if waits {

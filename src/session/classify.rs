@@ -83,12 +83,12 @@ impl Tcp {
         session.rule = verdict.rule;
         session.name = name.and_then(|name| cx.names.insert(name));
         match verdict.target {
-            Target::Direct => self.dial(key, 0, cx),
+            Target::Direct => self.dial(key, cx),
             Target::Outbound(index) => {
                 cx.outbounds.get_mut(session.outbound).sessions -= 1;
                 cx.outbounds.get_mut(index).sessions += 1;
                 session.outbound = index;
-                self.dial(key, 0, cx);
+                self.dial(key, cx);
             }
             Target::Reject => {
                 cx.stats.drop(Drop::ByRule);

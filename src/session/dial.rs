@@ -1,6 +1,6 @@
 //! Reaching the destination: a non-blocking connect, then the outbound's handshake, driven by what the socket says.
 
-use super::outbound::{Outbound, State, Way};
+use super::outbound::{Outbound, Tried, Way};
 use super::{Cx, Readiness, Seconds, Words};
 use crate::proto::http;
 use crate::proto::proxy_header::{self, Version};
@@ -9,7 +9,7 @@ use crate::sys::socket::{Family, Transport};
 use crate::sys::{socket, sockopt};
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub struct Dial {
     pub attempt: u8,
     /// At which address.
     pub address: SocketAddr,
+    /// Members of the group that were tried before.
+    pub tried: Tried,
     /// Connected; the handshake is under way.
     connected: bool,
     talk: Talk,
@@ -103,6 +105,23 @@ impl Failure {
         }
     }
 
+    /// True if nobody can tell whose fault it is: a proxy that took us in and then waits for the destination in vain, or
+    /// says no more than that it failed.
+    pub fn is_unclear(&self) -> bool {
+        match self {
+            Failure::Refused(Refusal::Reply { rep: 0x07 }) => true,
+            Failure::TimedOut(_, step) | Failure::ClosedEarly(step) => *step == "request",
+            Failure::Refused(refusal) => refusal.fault() == Fault::Unclear,
+            Failure::RefusedByHttp(refusal) => refusal.fault() == Fault::Unclear,
+            _ => false,
+        }
+    }
+
+    /// True if the proxy says that it carries no datagrams.
+    pub fn says_no_udp(&self) -> bool {
+        matches!(self, Failure::Refused(Refusal::Reply { rep: 0x07 }))
+    }
+
     /// True if it never came to asking anybody: this machine has run out of something.
     pub fn is_ours(&self) -> bool {
         matches!(self, Failure::Call(_, error) if crate::sys::out_of_resources(error))
@@ -169,14 +188,27 @@ impl Dial {
     /// A dial whose connect is under way to `address`, the `attempt`th of the outbound.
     pub fn new(outbound: &Outbound, attempt: u8, address: SocketAddr, ask: &Ask<'_>) -> Dial {
         let talk = match &outbound.way {
-            Way::Direct | Way::Forward { send_proxy: None, .. } => Talk::Silence,
+            Way::Direct | Way::Group { .. } | Way::Forward { send_proxy: None, .. } => Talk::Silence,
             Way::Forward { send_proxy: Some(version), .. } => Talk::Header(*version),
             Way::Http { .. } => Talk::HttpRequest,
             Way::Socks5 { credentials, .. } => {
                 Talk::Socks5(socks5::Handshake::new(ask.command, ask.target, credentials.is_some()))
             }
         };
-        Dial { attempt, address, connected: false, talk, input: [0; INPUT_MAX], have: 0 }
+        Dial { attempt, address, tried: Tried::new(), connected: false, talk, input: [0; INPUT_MAX], have: 0 }
+    }
+
+    /// One that only remembers which members were tried.
+    pub fn none(tried: Tried) -> Dial {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        Dial { attempt: 0, address, tried, connected: false, talk: Talk::Silence, input: [0; INPUT_MAX], have: 0 }
+    }
+
+    /// The same, after these members were tried.
+    #[must_use]
+    pub fn after(mut self, tried: Tried) -> Dial {
+        self.tried = tried;
+        self
     }
 
     /// Whether the TCP connection stands.
@@ -345,7 +377,11 @@ pub fn report(
     let outbound = cx.outbounds.get_mut(index);
     // without a proxy between, whoever failed was the destination
     if outbound.server().is_some() && !why.is_ours() {
-        outbound.state = if why.is_of_destination() { State::Up } else { State::Down };
+        if why.is_of_destination() {
+            outbound.good();
+        } else if !why.is_unclear() {
+            outbound.bad(now);
+        }
     }
     outbound.note_error(format_args!("{target}: {why}"));
     let Some(held_back) = outbound.failed(now) else { return };
@@ -363,5 +399,14 @@ pub fn report(
             let server = server.display();
             log::log!(level, "connect {target} via '{name}' (server {server}) for {client}: {why}{held_back}");
         }
+    }
+}
+
+/// Counts a flow for which no member of the group `index` was up, and logs it unless there were others just now.
+pub fn report_nobody(cx: &mut Cx<'_>, index: u16, client: SocketAddr, target: SocketAddr) {
+    let outbound = cx.outbounds.get_mut(index);
+    outbound.note_error(format_args!("{target}: no member is up"));
+    if let Some(held_back) = outbound.failed(cx.now) {
+        log::warn!("connect {target} via '{}' for {client}: no member is up{held_back}", outbound.name);
     }
 }

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 /// Opens the socket of a mapping, or waits for the server's name.
 pub(super) fn reach(udp: &mut Udp, key: Key, cx: &mut Cx<'_>) {
     let Some(mapping) = udp.mappings.get_mut(key) else { return };
-    let outbound = cx.outbounds.get(mapping.outbound);
+    let outbound = cx.outbounds.get(mapping.via);
     if let Some(name) = outbound.server().and_then(|server| server.name) {
         // does nothing while the answer is fresh
         cx.resolver.request(name, cx.now);

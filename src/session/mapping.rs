@@ -41,7 +41,12 @@ pub struct Mapping {
     /// Nothing but port 53 was spoken to.
     pub(super) only_dns: bool,
     pub(super) queued: bool,
+    /// What the rules say.
     pub(super) outbound: u16,
+    /// The way that it takes: that outbound or, of a group, a member.
+    pub(super) via: u16,
+    /// It has one destination alone, for answers that name none.
+    pub(super) single: bool,
     pub(super) rule: Option<u16>,
     pub(super) started: Tick,
     pub(super) active: Tick,
@@ -83,7 +88,7 @@ impl Mapping {
         now: Tick,
     ) {
         let Some(socket) = &self.socket else { return };
-        let sent = match outbounds.get(self.outbound).way {
+        let sent = match outbounds.get(self.via).way {
             Way::Direct => send(socket.as_fd(), Some(orig_dst), &[], payload),
             _ => {
                 let mut header = [0; HEADER_MAX];
@@ -99,7 +104,7 @@ impl Mapping {
 
     /// What is to leave for the `len` octets of payload in `slot`.
     pub(super) fn outgoing(&self, slot: usize, orig_dst: SocketAddr, len: usize, outbounds: &Outbounds) -> Outgoing {
-        match outbounds.get(self.outbound).way {
+        match outbounds.get(self.via).way {
             Way::Direct => Outgoing::new(slot, (0, len), Some(orig_dst)),
             _ => {
                 let mut header = [0; HEADER_MAX];
@@ -111,13 +116,13 @@ impl Mapping {
 
     /// Writes what goes before each datagram to `orig_dst`, and returns how long it is.
     fn header(&self, orig_dst: SocketAddr, outbounds: &Outbounds, out: &mut [u8; HEADER_MAX]) -> usize {
-        match outbounds.get(self.outbound).way {
+        match outbounds.get(self.via).way {
             Way::Forward { send_proxy: Some(version), .. } => {
                 let transport = proxy_header::Transport::Datagram;
                 proxy_header::encode(version, transport, self.client.address(), orig_dst, out).unwrap_or(0)
             }
             Way::Socks5 { .. } => socks5_udp::encode_udp_header(orig_dst, out),
-            Way::Direct | Way::Forward { .. } | Way::Http { .. } => 0,
+            Way::Direct | Way::Forward { .. } | Way::Group { .. } | Way::Http { .. } => 0,
         }
     }
 
@@ -149,10 +154,10 @@ impl Mapping {
     /// Tells the client what ICMP said about its datagrams.
     pub(super) fn pass_errors_on(&self, replies: &mut Replies, cx: &mut Cx<'_>) {
         let Some(socket) = &self.socket else { return };
-        let forwarded = match cx.outbounds.get(self.outbound).way {
+        let forwarded = match cx.outbounds.get(self.via).way {
             Way::Direct => false,
             Way::Forward { .. } => true,
-            Way::Http { .. } | Way::Socks5 { .. } => return,
+            Way::Group { .. } | Way::Http { .. } | Way::Socks5 { .. } => return,
         };
         // bounded: a flood of errors must not hold up the others
         for _ in 0..SLOTS {
@@ -170,6 +175,13 @@ impl Mapping {
         }
     }
 
+    /// Takes it off the count of the member that it went by.
+    pub(super) fn leave(&self, cx: &mut Cx<'_>) {
+        if self.via != self.outbound {
+            cx.outbounds.get_mut(self.via).sessions -= 1;
+        }
+    }
+
     /// The first destination of this client port.
     pub(super) fn orig_dst(&self) -> SocketAddr {
         self.orig_dst.address()
@@ -180,7 +192,8 @@ impl Mapping {
             id: u32::from(key.generation) << 16 | 0x8000 | u32::from(key.slot),
             client: self.client.address(),
             orig_dst: self.orig_dst.address(),
-            outbound: self.outbound,
+            outbound: self.via,
+            group: self.outbound,
             rule: self.rule,
             started: self.started,
             bytes_up: self.bytes_up,

@@ -1,6 +1,7 @@
 //! One connection or flow, from stage to stage: intercept → classify → dial → relay → account.
 
 pub mod association;
+pub mod checks;
 mod classify;
 mod departed;
 pub mod destinations;

@@ -1,6 +1,7 @@
 //! The ways out as the running process keeps them: configuration, counters, and which address of a server works.
 
-use crate::config::{Credentials, Host, SendProxy};
+use crate::config::{Check, Credentials, GroupPolicy, Host, SendProxy, Target};
+pub use crate::policy::group::{Health, State};
 use crate::proto::proxy_header::Version;
 use crate::resolve::{NameId, Resolver};
 use crate::stats::events::{Bounded, unix_time};
@@ -8,9 +9,9 @@ use crate::store::timers::Tick;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use table::Outbounds;
+pub use table::{Chosen, Outbounds, Tried};
 
-mod table;
+pub mod table;
 
 /// A way out. Index 0 is the built-in `direct`.
 #[derive(Debug)]
@@ -45,26 +46,30 @@ pub struct Outbound {
     pub bytes_down: u64,
     /// Sessions that could not be connected.
     pub errors: u64,
-    /// What its last dial said.
-    pub state: State,
-    /// How long it took to be connected the last time, handshakes included, in milliseconds.
-    pub latency_ms: Option<u32>,
+    /// Whether it works, by its checks and by what sessions met.
+    pub health: Health,
+    /// How long its health checks take, smoothed, in microseconds; of one that is not checked, how long it took to be
+    /// connected, handshakes included.
+    pub latency: Option<u32>,
+    /// How it is checked, if it is.
+    pub check: Option<Check>,
+    /// When the next check is due; `None`: at once.
+    pub next_check: Option<Tick>,
+    /// A session met a failure of its: until then others go first, and one that is down and not checked is not tried.
+    pub doubtful_until: Option<Tick>,
+    /// Of a group: the member that took the flow before.
+    pub last_member: Option<u16>,
+    /// It carries UDP.
+    pub udp: bool,
+    /// Where UDP goes that it turns out not to carry.
+    pub udp_outbound: Target,
+    /// Its proxy said that it carries no UDP: not asked again until then.
+    no_udp_until: Option<Tick>,
     /// When a session could not be connected last, in seconds since 1970, and why.
     pub last_error: Option<(u64, Bounded<160>)>,
-    /// The state that [`Outbounds::announce`] saw last.
+    /// The state that `Outbounds::announce` saw last.
     announced: State,
     limiter: Limiter,
-}
-
-/// Whether an outbound works, as far as its last dial tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// It has not dialled yet.
-    Unknown,
-    /// It worked, or the proxy said that the destination is to blame.
-    Up,
-    /// It failed, and the way out is to blame.
-    Down,
 }
 
 /// How flows leave.
@@ -85,6 +90,15 @@ pub enum Way {
         server: Upstream,
         /// What it wants to hear.
         credentials: Option<Credentials>,
+    },
+    /// By one of several others.
+    Group {
+        /// Their indices, in order.
+        members: Vec<u16>,
+        /// Which of them takes a flow.
+        policy: GroupPolicy,
+        /// Straight out when none is up, else rejected.
+        direct_when_down: bool,
     },
     /// Through a SOCKS5 proxy.
     Socks5 {
@@ -116,6 +130,15 @@ impl Upstream {
     }
 }
 
+/// How long one that failed is left to the others of its group, and one that is down and not checked is not tried again.
+const DOUBT: Duration = Duration::from_secs(5);
+
+/// How long a proxy is not asked for UDP that has said that it carries none.
+const NO_UDP: Duration = Duration::from_secs(600);
+
+/// When a check follows a sign that it fails.
+const RECHECK: Duration = Duration::from_millis(200);
+
 /// Most outbounds at one time, those included that a reload took out but whose sessions live on.
 pub const OUTBOUNDS_MAX: usize = 256;
 
@@ -140,8 +163,15 @@ impl Outbound {
             bytes_up: 0,
             bytes_down: 0,
             errors: 0,
-            state: State::Unknown,
-            latency_ms: None,
+            health: Health::UNKNOWN,
+            latency: None,
+            check: None,
+            next_check: None,
+            doubtful_until: None,
+            last_member: None,
+            udp: true,
+            udp_outbound: Target::Reject,
+            no_udp_until: None,
             last_error: None,
             announced: State::Unknown,
             limiter: Limiter::default(),
@@ -150,7 +180,7 @@ impl Outbound {
 
     /// Whether what goes to `to` for `client` has the client's own address; one of another family can't.
     pub fn keeps_source_of(&self, client: SocketAddr, to: SocketAddr) -> bool {
-        self.keep_source && client.is_ipv4() == to.is_ipv4()
+        self.keep_source && client.is_ipv4() == to.is_ipv4() && !client.ip().is_unspecified()
     }
 
     /// Type as the configuration calls it.
@@ -159,6 +189,7 @@ impl Outbound {
             Way::Direct => "direct",
             Way::Forward { .. } => "forward",
             Way::Http { .. } => "http",
+            Way::Group { .. } => "group",
             Way::Socks5 { .. } => "socks5",
         }
     }
@@ -168,10 +199,15 @@ impl Outbound {
         matches!(self.way, Way::Forward { .. })
     }
 
+    /// [`Self::latency`] as people read it.
+    pub fn latency_ms(&self) -> Option<u32> {
+        self.latency.map(|micros| micros.div_ceil(1000))
+    }
+
     /// The server, if the outbound has one.
     pub fn server(&self) -> Option<&Upstream> {
         match &self.way {
-            Way::Direct => None,
+            Way::Direct | Way::Group { .. } => None,
             Way::Forward { server, .. } | Way::Http { server, .. } | Way::Socks5 { server, .. } => Some(server),
         }
     }
@@ -217,8 +253,47 @@ impl Outbound {
             Some(name) => resolver.addresses(name).len().min(ADDRESSES_MAX),
             None => 1,
         };
-        self.state = State::Up;
+        self.good();
         self.preferred = ((usize::from(self.preferred) + usize::from(attempt)) % count.max(1)) as u8;
+    }
+
+    /// A sign that it works.
+    pub fn good(&mut self) {
+        self.health.good(self.check.as_ref().map_or(1, |check| check.rise));
+        self.doubtful_until = None;
+    }
+
+    /// A sign that it fails, by its own fault. A check that is to come follows at once.
+    pub fn bad(&mut self, now: Tick) {
+        self.health.bad(self.check.as_ref().map_or(1, |check| check.fall));
+        self.doubtful_until = Some(now.after(DOUBT));
+        if self.health.state != State::Down && self.next_check.is_some_and(|at| !now.after(RECHECK).reached(at)) {
+            self.next_check = Some(now.after(RECHECK));
+        }
+    }
+
+    /// Its proxy says that it carries no UDP.
+    pub fn found_without_udp(&mut self, now: Tick) {
+        log::warn!("outbound '{}' carries no UDP, says its server: UDP goes to its udp_outbound", self.name);
+        self.no_udp_until = Some(now.after(NO_UDP));
+    }
+
+    /// Whether it carries UDP, as far as is known.
+    pub fn carries_udp(&self, now: Tick) -> bool {
+        self.udp && self.no_udp_until.is_none_or(|until| now.reached(until))
+    }
+
+    /// Whether a flow may be given to it; `Some(true)`: only if no other can take it.
+    pub fn doubtful(&self, resolver: &Resolver, now: Tick) -> Option<bool> {
+        let in_doubt = self.doubtful_until.is_some_and(|until| !now.reached(until));
+        let name = self.server().and_then(|server| server.name);
+        let unresolved = name.is_some_and(|name| resolver.addresses(name).is_empty());
+        match self.health.state {
+            // one that is checked comes up by its checks, others only by being tried
+            State::Down if self.check.is_some() || in_doubt => None,
+            State::Down => Some(true),
+            State::Unknown | State::Up => Some(in_doubt || unresolved),
+        }
     }
 
     /// Remembers why a session could not be connected.

@@ -1,9 +1,10 @@
 //! TCP sessions: one slot each, from the accepted connection to the last byte.
 
 use super::dial::{self, Ask, Dial, Failure, Progress};
+use super::outbound::{Chosen, Tried};
 use super::relay::{End, Pause, Tools, pump};
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
-use crate::policy::By;
+use crate::policy::{By, Proto};
 use crate::proto::socks5::Command;
 use crate::resolve::NameId;
 use crate::stats::Drop;
@@ -32,7 +33,10 @@ pub struct Session {
     dial: Key,
     started: Tick,
     active: Tick,
+    /// What the rules say.
     pub(super) outbound: u16,
+    /// The way that it takes: that outbound or, of a group, a member; [`NO_WAY`] before it is dialled.
+    via: u16,
     pub(super) rule: Option<u16>,
     /// The name that the client asks for, where it was looked for and found, and there was room for it.
     pub(super) name: Option<NameSlot>,
@@ -43,6 +47,9 @@ pub struct Session {
     /// The next deadline asks whether the pipes are still needed.
     pipes_watched: bool,
 }
+
+/// No index of an outbound.
+const NO_WAY: u16 = u16::MAX;
 
 /// Age at which the far end gets keep-alive probes: connections that end sooner are spared the four calls.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
@@ -77,8 +84,10 @@ pub struct View {
     pub client: SocketAddr,
     /// Where it was going.
     pub orig_dst: SocketAddr,
-    /// Index of the outbound.
+    /// Index of the outbound that carries it.
     pub outbound: u16,
+    /// Index of the one that the rules say, which may be a group.
+    pub group: u16,
     /// Number of the rule that decided.
     pub rule: Option<u16>,
     /// When it began.
@@ -151,7 +160,7 @@ impl Tcp {
         cx: &mut Cx<'_>,
     ) {
         if let Some(key) = self.insert(fd, flow, outbound, rule, cx) {
-            self.dial(key, 0, cx);
+            self.dial(key, cx);
         }
     }
 
@@ -183,6 +192,7 @@ impl Tcp {
             started: cx.now,
             active: cx.now,
             outbound,
+            via: NO_WAY,
             rule,
             name: None,
             stage: Stage::Resolving,
@@ -208,12 +218,42 @@ impl Tcp {
         Some(key)
     }
 
-    /// Tries the `attempt`th address of the outbound and, where the call itself fails, those after it.
-    pub(super) fn dial(&mut self, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
+    /// Sends a session on its way whose outbound has been decided.
+    pub(super) fn dial(&mut self, key: Key, cx: &mut Cx<'_>) {
+        if !self.choose(key, Tried::new(), cx)
+            && let Some(session) = self.sessions.get(key)
+        {
+            let (index, client, orig_dst) = (session.outbound, session.client.address(), session.orig_dst.address());
+            session.near.reset();
+            cx.stats.tcp.refused += 1;
+            dial::report_nobody(cx, index, client, orig_dst);
+            self.close(key, CloseReason::DialFailed, cx);
+        }
+    }
+
+    /// Chooses the way and dials; false if there is none but for those in `tried`.
+    fn choose(&mut self, key: Key, tried: Tried, cx: &mut Cx<'_>) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return true };
+        match cx.outbounds.choose(session.outbound, Proto::Tcp, &tried, cx.resolver, cx.now) {
+            Chosen::Via(via) => {
+                session.leave(cx);
+                session.via = via;
+                if via != session.outbound {
+                    cx.outbounds.get_mut(via).sessions += 1;
+                }
+                self.dial_at(key, 0, tried, cx);
+                true
+            }
+            Chosen::Nobody => false,
+        }
+    }
+
+    /// Tries the `attempt`th address of the way and, where the call itself fails, those after it.
+    fn dial_at(&mut self, key: Key, mut attempt: u8, tried: Tried, cx: &mut Cx<'_>) {
         loop {
             let Some(session) = self.sessions.get_mut(key) else { return };
             let orig_dst = session.orig_dst.address();
-            let outbound = cx.outbounds.get(session.outbound);
+            let outbound = cx.outbounds.get(session.via);
             if let Some(name) = outbound.server().and_then(|server| server.name) {
                 // does nothing while the answer is fresh
                 cx.resolver.request(name, cx.now);
@@ -224,7 +264,7 @@ impl Tcp {
                 return;
             };
             let more = outbound.address(attempt + 1, orig_dst, cx.resolver).is_some();
-            let dial = Dial::new(outbound, attempt, address, &session.ask());
+            let dial = Dial::new(outbound, attempt, address, &session.ask()).after(tried.clone());
             // with several addresses to try, none may use up the whole time
             let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
             let started = dial::connect(outbound, session.client.address(), address, cx.self_mark).and_then(|fd| {
@@ -246,7 +286,7 @@ impl Tcp {
                     attempt += 1;
                 }
                 Err(failure) => {
-                    self.fail(key, Some(address), &failure, cx);
+                    self.fail(key, Some(address), &failure, tried, cx);
                     return;
                 }
             }
@@ -255,7 +295,7 @@ impl Tcp {
 
     /// The address of a named server did not answer: ask whether it has moved.
     fn note_dead_address(&self, key: Key, cx: &mut Cx<'_>) {
-        let server = self.sessions.get(key).and_then(|session| cx.outbounds.get(session.outbound).server());
+        let server = self.sessions.get(key).and_then(|session| cx.outbounds.get(session.via).server());
         if let Some(name) = server.and_then(|server| server.name) {
             cx.resolver.refresh(name, cx.now);
         }
@@ -284,12 +324,14 @@ impl Tcp {
     fn advance(&mut self, key: Key, ready: Readiness, scratch: &mut [u8], cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(dial), Some(fd)) = (self.dials.get_mut(session.dial), session.far.borrow()) else { return };
-        let outbound = cx.outbounds.get_mut(session.outbound);
+        let outbound = cx.outbounds.get_mut(session.via);
         match dial.advance(fd, ready, outbound, &session.ask()) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Done { surplus, .. }) => {
                 outbound.worked(dial.attempt, cx.resolver);
-                outbound.latency_ms = Some(cx.now.since(session.started).as_millis() as u32);
+                if outbound.check.is_none() {
+                    outbound.latency = Some(cx.now.since(session.started).as_micros() as u32);
+                }
                 session.stage = Stage::Relaying;
                 session.active = cx.now;
                 self.timers.set(key.slot, cx.now.after(outbound.idle_timeout.min(KEEPALIVE_AFTER)));
@@ -313,7 +355,8 @@ impl Tcp {
         let dial = self.dials.get(session.dial);
         let (attempt, address, connected) =
             dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
-        let outbound = cx.outbounds.get(session.outbound);
+        let tried = dial.map_or(Tried::new(), |dial| dial.tried.clone());
+        let outbound = cx.outbounds.get(session.via);
         let of_address = failure.is_of_address() && !connected;
         let more = outbound.address(attempt + 1, session.orig_dst.address(), cx.resolver).is_some();
         if of_address {
@@ -321,18 +364,24 @@ impl Tcp {
         }
         if of_address && more {
             log::debug!("{failure} at {address:?}, trying the next address");
-            self.dial(key, attempt + 1, cx);
+            self.dial_at(key, attempt + 1, tried, cx);
         } else {
-            self.fail(key, address, &failure, cx);
+            self.fail(key, address, &failure, tried, cx);
         }
     }
 
-    /// The destination can't be reached: the client is reset.
-    fn fail(&mut self, key: Key, address: Option<SocketAddr>, failure: &Failure, cx: &mut Cx<'_>) {
+    /// The destination can't be reached this way: on to the next member of the group, if there is one that has not been
+    /// tried. Nothing of the client's has been sent yet, so it does not notice. Else it is reset.
+    fn fail(&mut self, key: Key, address: Option<SocketAddr>, failure: &Failure, mut tried: Tried, cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
-        let (outbound, client, orig_dst) = (session.outbound, session.client.address(), session.orig_dst.address());
+        let (via, client, orig_dst) = (session.via, session.client.address(), session.orig_dst.address());
+        let others = session.outbound != via && !failure.is_of_destination() && !failure.is_ours();
+        dial::report(cx, via, client, orig_dst, address, failure);
+        if others && tried.push(via).is_ok() && self.choose(key, tried, cx) {
+            return;
+        }
+        let Some(session) = self.sessions.get(key) else { return };
         session.near.reset();
-        dial::report(cx, outbound, client, orig_dst, address, failure);
         self.close(key, CloseReason::DialFailed, cx);
     }
 
@@ -406,7 +455,7 @@ impl Tcp {
         while let Some(slot) = self.timers.expired(cx.now) {
             let Some(key) = self.sessions.key_at(slot) else { continue };
             let Some(session) = self.sessions.get(key) else { continue };
-            let outbound = cx.outbounds.get(session.outbound);
+            let outbound = cx.outbounds.get(session.via);
             match session.stage {
                 Stage::Relaying => {
                     let idle_timeout = outbound.idle_timeout;
@@ -420,7 +469,7 @@ impl Tcp {
                     let awaits = self.dials.get(session.dial).map_or("connect", Dial::awaits);
                     self.retry(key, Failure::TimedOut(outbound.connect_timeout, awaits), cx);
                 }
-                Stage::Resolving => self.fail(key, None, &Failure::NoAddress, cx),
+                Stage::Resolving => self.fail(key, None, &Failure::NoAddress, Tried::new(), cx),
                 Stage::Sniffing => self.decide_without_name(key, cx),
                 Stage::Silent => {
                     session.near.reset();
@@ -435,11 +484,11 @@ impl Tcp {
         for slot in 0..self.sessions.touched() {
             let Some(key) = self.sessions.key_at(slot) else { continue };
             let waits = self.sessions.get(key).is_some_and(|session| {
-                let server = cx.outbounds.get(session.outbound).server();
+                let server = cx.outbounds.get(session.via).server();
                 session.stage == Stage::Resolving && server.is_some_and(|server| server.name == Some(name))
             });
             if waits && !cx.resolver.addresses(name).is_empty() {
-                self.dial(key, 0, cx);
+                self.dial_at(key, 0, Tried::new(), cx);
             }
         }
     }
@@ -499,6 +548,12 @@ impl Tcp {
         if let Some(name) = session.name.take() {
             cx.names.remove(name);
         }
+        session.leave(cx);
+        if session.via != session.outbound && session.via != NO_WAY {
+            let via = cx.outbounds.get_mut(session.via);
+            via.bytes_up += session.far.sent;
+            via.bytes_down += session.near.sent;
+        }
         let outbound = cx.outbounds.get_mut(session.outbound);
         outbound.sessions -= 1;
         outbound.bytes_up += session.far.sent;
@@ -519,6 +574,13 @@ impl Tcp {
 }
 
 impl Session {
+    /// Takes it off the count of the member that it went by.
+    fn leave(&self, cx: &mut Cx<'_>) {
+        if self.via != NO_WAY && self.via != self.outbound {
+            cx.outbounds.get_mut(self.via).sessions -= 1;
+        }
+    }
+
     /// What is asked of its outbound.
     fn ask(&self) -> Ask<'static> {
         let (client, target) = (self.client.address(), self.orig_dst.address());
@@ -553,7 +615,8 @@ impl Session {
             id: u32::from(key.generation) << 16 | u32::from(key.slot),
             client: self.client.address(),
             orig_dst: self.orig_dst.address(),
-            outbound: self.outbound,
+            outbound: if self.via == NO_WAY { self.outbound } else { self.via },
+            group: self.outbound,
             rule: self.rule,
             started: self.started,
             bytes_up: self.far.sent,

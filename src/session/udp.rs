@@ -5,7 +5,7 @@ use super::destinations::{Decision, Destinations};
 use super::dial::{Dial, Failure};
 use super::fixed;
 use super::mapping::{Mapping, Source, Stage, open_outside, unsent};
-use super::outbound::{Outbound, Way};
+use super::outbound::{Chosen, Outbound, Tried, Way};
 use super::reply::Replies;
 use super::tcp::View;
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
@@ -150,11 +150,20 @@ impl Udp {
     ) -> Option<Decision> {
         let origin = cx.origins.of_datagram(slot, batch, client, cx.now);
         let verdict = cx.policy.decide_and_count(&origin.of(Flow::new(Proto::Udp, client, orig_dst)));
-        let decision = match verdict.target {
+        let decision = match cx.outbounds.carrying_udp(verdict.target, cx.now) {
             Target::Reject => Decision::Reject,
             Target::Drop => Decision::Drop,
             Target::Direct => Decision::Through(self.mapping(client, orig_dst, 0, verdict.rule, cx)?),
-            Target::Outbound(index) => Decision::Through(self.mapping(client, orig_dst, index, verdict.rule, cx)?),
+            Target::Outbound(index) => {
+                if cx.outbounds.choose(index, Proto::Udp, &Tried::new(), cx.resolver, cx.now) == Chosen::Nobody {
+                    // not remembered: a member may come up at any moment
+                    let outbound = cx.outbounds.get_mut(index);
+                    outbound.note_error(format_args!("{orig_dst}: no member is up"));
+                    outbound.errors += 1;
+                    return Some(Decision::Reject);
+                }
+                Decision::Through(self.mapping(client, orig_dst, index, verdict.rule, cx)?)
+            }
         };
         self.destinations.insert(client.into(), orig_dst.into(), decision, cx.now);
         Some(decision)
@@ -171,12 +180,13 @@ impl Udp {
     ) -> Option<Key> {
         let endpoint = Endpoint::from(client);
         // a fixed server's answers must tell which destination they stand for
-        let only = cx.outbounds.get(outbound).is_forward().then(|| Endpoint::from(orig_dst));
+        let single = cx.outbounds.is_single(outbound);
+        let only = single.then(|| Endpoint::from(orig_dst));
         let hash = self.hash(endpoint, outbound, only);
         let is_it = |slot| {
             let mapping = self.mappings.key_at(slot).and_then(|key| self.mappings.get(key));
             mapping.is_some_and(|mapping| {
-                let same = mapping.client == endpoint && mapping.outbound == outbound;
+                let same = mapping.client == endpoint && mapping.outbound == outbound && mapping.single == single;
                 same && only.is_none_or(|orig_dst| mapping.orig_dst == orig_dst)
             })
         };
@@ -207,6 +217,8 @@ impl Udp {
             only_dns: true,
             queued: false,
             outbound,
+            via: outbound,
+            single,
             rule,
             started: cx.now,
             active: cx.now,
@@ -219,20 +231,34 @@ impl Udp {
         cx.outbounds.get_mut(outbound).sessions += 1;
         self.index.insert(hash, key.slot);
         self.lru.touch(key.slot);
-        self.reach(key, cx);
+        self.choose(key, &Tried::new(), cx);
         self.mappings.get(key).map(|_| key)
+    }
+
+    /// Chooses the way of a mapping, and starts to open it; false if there is none but for those in `tried`.
+    pub(super) fn choose(&mut self, key: Key, tried: &Tried, cx: &mut Cx<'_>) -> bool {
+        let Some(mapping) = self.mappings.get_mut(key) else { return true };
+        let chosen = cx.outbounds.choose(mapping.outbound, Proto::Udp, tried, cx.resolver, cx.now);
+        let Chosen::Via(via) = chosen else { return false };
+        mapping.leave(cx);
+        mapping.via = via;
+        if via != mapping.outbound {
+            cx.outbounds.get_mut(via).sessions += 1;
+        }
+        self.reach(key, cx);
+        true
     }
 
     /// Starts to open the way out of a mapping that has none yet. It may be closed afterwards.
     pub(super) fn reach(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(mapping) = self.mappings.get(key) else { return };
-        match cx.outbounds.get(mapping.outbound).way {
+        match cx.outbounds.get(mapping.via).way {
             Way::Direct => self.reach_by(key, cx, |outbound, cx, mapping| {
                 open_outside(mapping.client.address(), Owner::Udp(key, Side::Near), outbound, cx)
             }),
             Way::Forward { .. } => fixed::reach(self, key, cx),
             // HTTP never gets here: `udp_outbound` has taken its place when the flow was decided
-            Way::Http { .. } | Way::Socks5 { .. } => association::dial(self, key, 0, cx),
+            Way::Http { .. } | Way::Group { .. } | Way::Socks5 { .. } => association::dial(self, key, 0, cx),
         }
     }
 
@@ -245,7 +271,7 @@ impl Udp {
         open: impl Fn(&Outbound, &Cx<'_>, &Mapping) -> io::Result<OwnedFd>,
     ) {
         let Some(mapping) = self.mappings.get(key) else { return };
-        let mut opened = open(cx.outbounds.get(mapping.outbound), cx, mapping);
+        let mut opened = open(cx.outbounds.get(mapping.via), cx, mapping);
         if matches!(&opened, Err(e) if sys::out_of_resources(e))
             && let Some(oldest) = self.lru.oldest().filter(|slot| *slot != key.slot)
             && let Some(oldest) = self.mappings.key_at(oldest)
@@ -253,17 +279,19 @@ impl Udp {
             cx.stats.udp.evicted += 1;
             self.close(oldest, CloseReason::Evicted, cx);
             let Some(mapping) = self.mappings.get(key) else { return };
-            opened = open(cx.outbounds.get(mapping.outbound), cx, mapping);
+            opened = open(cx.outbounds.get(mapping.via), cx, mapping);
         }
         let Some(mapping) = self.mappings.get_mut(key) else { return };
         match opened {
             Ok(fd) => {
-                let timeout = cx.outbounds.get(mapping.outbound).udp_timeout.min(DNS_TIMEOUT);
+                let timeout = cx.outbounds.get(mapping.via).udp_timeout.min(DNS_TIMEOUT);
                 self.timers.set(key.slot, cx.now.after(timeout));
                 mapping.socket = Some(fd);
                 mapping.stage = Stage::Ready;
+                self.dials.remove(mapping.dial);
+                mapping.dial = Key::NONE;
             }
-            Err(e) if cx.outbounds.get(mapping.outbound).is_forward() && !sys::out_of_resources(&e) => {
+            Err(e) if cx.outbounds.get(mapping.via).is_forward() && !sys::out_of_resources(&e) => {
                 association::fail(self, key, None, &Failure::Call("connect", e), cx);
             }
             Err(e) => {
@@ -353,10 +381,10 @@ impl Udp {
     fn receive(&mut self, key: Key, batch: &mut ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
         let Some(mapping) = self.mappings.get_mut(key) else { return };
         let Some(socket) = mapping.socket.take() else { return };
-        let source = match cx.outbounds.get(mapping.outbound).way {
+        let source = match cx.outbounds.get(mapping.via).way {
             Way::Direct => Source::Sender,
             Way::Forward { .. } => Source::OrigDst,
-            Way::Http { .. } | Way::Socks5 { .. } => Source::Header,
+            Way::Http { .. } | Way::Group { .. } | Way::Socks5 { .. } => Source::Header,
         };
         let mut drained = false;
         for _ in 0..BATCHES_PER_TURN {
@@ -411,7 +439,7 @@ impl Udp {
         while let Some(slot) = self.timers.expired(cx.now) {
             let Some(key) = self.mappings.key_at(slot) else { continue };
             let Some(mapping) = self.mappings.get(key) else { continue };
-            let timeout = cx.outbounds.get(mapping.outbound).udp_timeout;
+            let timeout = cx.outbounds.get(mapping.via).udp_timeout;
             let timeout = if mapping.only_dns { timeout.min(DNS_TIMEOUT) } else { timeout };
             match mapping.stage {
                 Stage::Ready => {
@@ -468,12 +496,18 @@ impl Udp {
 
     pub(super) fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
         let Some(mut mapping) = self.mappings.remove(key) else { return };
-        let only = cx.outbounds.get(mapping.outbound).is_forward().then_some(mapping.orig_dst);
+        let only = mapping.single.then_some(mapping.orig_dst);
         self.index.remove(self.hash(mapping.client, mapping.outbound, only), key.slot);
         self.lru.remove(key.slot);
         self.timers.clear(key.slot);
         self.dials.remove(mapping.dial);
         association::forget_waiting(&mut mapping, cx);
+        mapping.leave(cx);
+        if mapping.via != mapping.outbound {
+            let via = cx.outbounds.get_mut(mapping.via);
+            via.bytes_up += mapping.bytes_up;
+            via.bytes_down += mapping.bytes_down;
+        }
         let outbound = cx.outbounds.get_mut(mapping.outbound);
         outbound.sessions -= 1;
         outbound.bytes_up += mapping.bytes_up;

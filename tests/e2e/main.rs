@@ -26,6 +26,7 @@ mod departed;
 mod domains;
 mod failures;
 mod forward;
+mod groups;
 mod integrity;
 mod keep_source;
 mod kernel;

@@ -25,6 +25,8 @@ pub struct Manners {
     pub refuses: Option<u8>,
     /// Reads everything, answers nothing.
     pub mute: bool,
+    /// Thinks for so long before it answers the greeting.
+    pub waits: Duration,
     /// Sends every handshake octet in a segment of its own.
     pub dribbles: bool,
     /// Sent in one segment with the reply to CONNECT, before what the destination says.
@@ -160,6 +162,7 @@ impl Server {
         assert_eq!(version, 5, "RFC 1928 section 3: the version is 5");
         let mut offered = vec![0; usize::from(methods)];
         client.read_exact(&mut offered)?;
+        thread::sleep(manners.waits);
         if manners.mute {
             client.read_exact(&mut [0])?;
         }

@@ -6,7 +6,7 @@ use super::super::report::Report;
 use super::super::uci::shown;
 use super::{Names, required};
 
-/// Builds one; what is wrong is reported.
+/// Builds one; what is wrong is reported. [`super::groups`] completes what depends on the others.
 pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, report: &mut Report<'_>) -> Outbound {
     required(section, "type", "", report);
     let kind = match section.word("type") {
@@ -20,6 +20,7 @@ pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, rep
             let (server, credentials) = proxy(section, "socks5", report);
             OutboundKind::Socks5 { server, credentials }
         }
+        Some("group") => OutboundKind::Group(group(section, names, report)),
         Some("reject") => OutboundKind::Reject,
         Some("drop") => OutboundKind::Drop,
         // Types that this build doesn't have were refused by the schema.
@@ -41,8 +42,58 @@ pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, rep
         device: device(section, report),
         fwmark: fwmark(section, globals, report),
         keep_source: section.flag("keep_source"),
+        check: CHECKS.iter().any(|option| section.has(option)).then(|| check(section)),
     }
 }
+
+/// Options by which checks are asked for.
+const CHECKS: [&str; 2] = ["check_interval", "check_target"];
+
+/// How the health of an outbound is checked that is a member of a group, or whose checks were asked for.
+pub(super) fn check(section: &Checked<'_>) -> Check {
+    let time = |option| section.time(option).unwrap_or_default();
+    let count = |option| section.number(option).and_then(|count| u8::try_from(count).ok()).unwrap_or(1);
+    Check {
+        interval: time("check_interval"),
+        timeout: time("check_timeout"),
+        target: section.server("check_target"),
+        rise: count("rise"),
+        fall: count("fall"),
+    }
+}
+
+fn group(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Group {
+    required(section, "member", ": the names of other outbounds", report);
+    let mut members = Vec::new();
+    for (line, name) in section.texts("member") {
+        match names.named(section, "member", (line, &name), report) {
+            Some(Target::Reject | Target::Drop) => {
+                let message = format!("{}: member '{name}' leads nowhere; see option on_all_down", section.title);
+                report.error(line, message);
+            }
+            Some(member) if members.contains(&member) => {
+                report.error(line, format!("{}: member '{name}' a second time", section.title));
+            }
+            Some(member) => members.push(member),
+            None => {}
+        }
+    }
+    if members.len() > MOST_MEMBERS {
+        report.error(section.line_of("member"), format!("{}: more than {MOST_MEMBERS} members", section.title));
+    }
+    Group {
+        members,
+        policy: match section.word("policy") {
+            Some("fastest") => GroupPolicy::Fastest,
+            Some("balance") => GroupPolicy::Balance,
+            _ => GroupPolicy::Failover,
+        },
+        direct_when_down: section.word("on_all_down") == Some("direct"),
+    }
+}
+
+/// All of them are looked at for each new flow.
+const MOST_MEMBERS: usize = 32;
 
 fn server(section: &Checked<'_>, report: &mut Report<'_>) -> Server {
     required(section, "server", "", report);

@@ -57,8 +57,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("listener", "option mode socks5", "listener mode 'socks5'"),
         ("socks5", "option send_domain 1", "outbound send_domain '1'"),
         ("socks5", "option spare 2", "outbound spare '2'"),
-        ("socks5", "option check_target a.example:80", "outbound check_target 'a.example:80'"),
-        ("socks5", "option rise 3", "outbound rise '3'"),
         ("set", "option url https://a.example/", "set url 'https://a.example/'"),
         ("rule", "option start_time 21:30", "rule start_time '21:30'"),
         ("rule", "option weekdays 'Mon Tue'", "rule weekdays 'Mon Tue'"),
@@ -72,10 +70,8 @@ fn what_a_later_build_has_is_refused_by_name() {
 
 #[test]
 fn every_outbound_type_of_the_contract_is_known() {
-    for kind in ["shadowsocks", "group"] {
-        let text = format!("config outbound o\n option type {kind}");
-        assert_eq!(errors(&text), [format!("f:2: outbound type '{kind}' is not in this build")]);
-    }
+    let text = "config outbound o\n option type shadowsocks";
+    assert_eq!(errors(text), ["f:2: outbound type 'shadowsocks' is not in this build"]);
     assert_eq!(
         errors("config outbound o\n option type sock5"),
         ["f:2: outbound 'o': type 'sock5' is not direct, forward, socks5, http, shadowsocks, group, reject or drop; \
@@ -93,6 +89,54 @@ fn what_can_carry_no_datagrams_sends_them_to_udp_outbound() {
     assert!(outbound("option type forward; option send_proxy v2").udp);
     assert!(!outbound("option type forward; option send_proxy v1").udp);
     assert!(!outbound("option type http").udp);
+}
+
+const GROUPS: &str = "
+config outbound a; option type socks5; option server a.example; option port 1080
+config outbound b; option type http; option server b.example; option port 3128; option check_interval 5s
+config outbound inner; option type group; list member b
+config outbound g; option type group; option member 'a inner direct'; option policy fastest; option on_all_down direct
+";
+
+#[test]
+fn a_group_has_its_members_in_order_and_has_them_checked() {
+    let config = fine(GROUPS);
+    let OutboundKind::Group(group) = &config.outbounds[3].kind else { panic!("{config:?}") };
+    assert_eq!(group.members, [Target::Outbound(0), Target::Outbound(2), Target::Direct]);
+    assert_eq!((group.policy, group.direct_when_down), (GroupPolicy::Fastest, true));
+    let interval = |place: usize| config.outbounds[place].check.as_ref().map(|check| check.interval.as_secs());
+    assert_eq!((interval(0), interval(1), interval(2)), (Some(30), Some(5), None));
+    let udp: Vec<bool> = config.outbounds.iter().map(|outbound| outbound.udp).collect();
+    assert_eq!(udp, [true, false, false, true], "a group carries UDP if a member does");
+}
+
+#[test]
+fn groups_that_can_not_be_are_refused() {
+    let group = |name: &str, members: &str| {
+        let members: String = members.split(' ').map(|member| format!("; list member {member}")).collect();
+        format!("config outbound {name}; option type group{members}\n")
+    };
+    assert_eq!(errors(&group("g", "g")), ["f:1: outbound 'g': member leads back to it"]);
+    let circle = group("a", "b direct") + &group("b", "c") + &group("c", "a");
+    assert_eq!(
+        errors(&circle),
+        [
+            "f:1: outbound 'a': member leads back to it",
+            "f:2: outbound 'b': member leads back to it",
+            "f:3: outbound 'c': member leads back to it"
+        ]
+    );
+    assert_eq!(
+        errors(&group("g", "reject")),
+        ["f:1: outbound 'g': member 'reject' leads nowhere; see option on_all_down"]
+    );
+    assert_eq!(errors(&group("g", "direct direct")), ["f:1: outbound 'g': member 'direct' a second time"]);
+    let nowhere = group("g", "no") + "config outbound no; option type drop\n";
+    assert_eq!(errors(&nowhere), ["f:1: outbound 'g': member 'no' leads nowhere; see option on_all_down"]);
+    assert_eq!(
+        errors("config outbound g; option type group\n"),
+        ["f:1: outbound 'g' needs option member: the names of other outbounds"]
+    );
 }
 
 #[test]
