@@ -21,7 +21,7 @@ fn member(name: &str, kind: &str, port: u16, more: &str) -> String {
     let server = Family::V4.proxy();
     format!(
         "config outbound '{name}'\n\toption type '{kind}'\n\toption server '{server}'\n\toption port '{port}'\n\
-         \toption check_interval '1s'\n\toption check_timeout '1s'\n\toption connect_timeout '1s'\n{more}\n"
+         \toption check_interval '1s'\n\toption check_timeout '5s'\n\toption connect_timeout '2s'\n{more}\n"
     )
 }
 
@@ -257,8 +257,8 @@ fn no_new_connection_fails_while_one_member_lives() {
     let (lab, files) = (Lab::new(), TempDir::new());
     let uci = Uci::new("group")
         .outbound(&[("member", "one web"), ("policy", "balance")])
-        .section(&member("one", "socks5", ONE, ""))
-        .section(&member("web", "http", OTHER, ""));
+        .section(&member("one", "socks5", ONE, "\toption fall '4'"))
+        .section(&member("web", "http", OTHER, "\toption fall '4'"));
     let mut one = Some(microsocks(&lab, ONE));
     let mut web = Some(tinyproxy(&lab, &files, Family::V4, OTHER, ""));
     let daemon = Daemon::start(&lab, &uci);
