@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -11,6 +12,10 @@ use crate::over_ways;
 use crate::passage::Passage;
 
 const EACH_WAY: usize = 100_000_000;
+
+/// How long either direction may stand still. microsocks serves its server only while its client has nothing to say, so on
+/// a busy machine one direction waits until the other is through.
+const STANDSTILL: Duration = Duration::from_secs(240);
 
 /// Sends random octets in chunks of random sizes; returns their SHA-256.
 fn send(mut stream: &TcpStream, mut chance: Chance) -> String {
@@ -46,6 +51,10 @@ over_ways!(hundred_megabytes_each_way_at_once_arrive_intact, |way, family| {
     let mut chance = Chance::new();
     let passage = Passage::open(way, family);
     let (client, server) = passage.pair();
+    for stream in [&client, &server] {
+        stream.set_read_timeout(Some(STANDSTILL)).expect("SO_RCVTIMEO");
+        stream.set_write_timeout(Some(STANDSTILL)).expect("SO_SNDTIMEO");
+    }
     thread::scope(|scope| {
         let mut run = |work: fn(&TcpStream, Chance) -> String, stream| {
             let chance = chance.fork();
