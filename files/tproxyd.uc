@@ -2,9 +2,12 @@
 // Reading and writing methods are apart, so that an ACL can grant the first without the second.
 'use strict';
 
-import { popen } from 'fs';
+import { open, popen } from 'fs';
 
 const program = '/usr/sbin/tproxyd';
+
+// A configuration that a front end has not saved yet: here it can be checked at length, too (`check --config`).
+const candidate = '/var/run/tproxyd.candidate';
 
 // Within single quotes the shell takes everything literally but the quote itself.
 function quoted(text) {
@@ -96,6 +99,25 @@ return {
 					...option('domain', request.args.domain),
 					...flow
 				]);
+			}
+		},
+
+		// What the daemon says of a configuration that is not saved: findings as of `check --json`, or its errors. Not for
+		// who may only read: lists that the configuration names are read as root, and their bad lines quoted.
+		validate: {
+			args: { config: 'text' },
+			call: (request) => {
+				const file = open(candidate, 'w', 0600);
+				if (!file || type(request.args.config) != 'string')
+					return { error: 'validate needs a configuration, and room in /var/run' };
+
+				file.write(request.args.config);
+				file.close();
+
+				const found = answer([ 'check', '--config-only', '--json', '--config', candidate ]);
+
+				// ubus wants a table, the command prints a list
+				return (type(found) == 'array') ? { findings: found } : found;
 			}
 		},
 
