@@ -171,6 +171,7 @@ impl Daemon {
         // best that another daemon runs
         let control = Control::open(&config.globals.control, process::user_ids(USER).filter(|_| process::is_root()))?;
         let mut engine = Engine::new(config, netfilter::kernel_families())?;
+        engine.read_from(&options.config);
         engine.watch(signals.as_raw_fd(), number::SIGNALS)?;
         engine.watch(control.fd(), number::CONTROL)?;
         let scrapes = open_scrapes(&engine)?;

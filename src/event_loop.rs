@@ -29,6 +29,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use std::cell::RefCell;
 use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 mod subject;
@@ -83,6 +84,8 @@ pub struct Engine {
     poll: Poll,
     started: Instant,
     config: Config,
+    /// Where it was read from.
+    file: PathBuf,
     families: Families,
     listeners: Vec<Option<Listener>>,
     tcp: Tcp,
@@ -131,6 +134,7 @@ impl Engine {
         let mut engine = Engine {
             poll,
             started: now(),
+            file: PathBuf::new(),
             families,
             listeners: Vec::new(),
             tcp: Tcp::new(globals.tcp_sessions as u16),
@@ -166,6 +170,11 @@ impl Engine {
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The configuration comes from `file`, for whoever asks.
+    pub fn read_from(&mut self, file: &Path) {
+        self.file = file.to_owned();
     }
 
     /// What has happened lately.

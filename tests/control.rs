@@ -709,10 +709,9 @@ fn without_a_daemon_a_command_names_the_socket_and_what_to_do() {
 fn what_is_wrong_on_the_command_line_or_not_in_this_build_ends_with_status_2() {
     for (args, said) in [
         (&["sessions", "--watch"][..], "--watch"),
-        (
-            &["explain", "--mac", "02:00:00:00:00:01", "tcp", "192.168.1.20:1", "[2001:db8::1]:443"],
-            "explain is not in this build",
-        ),
+        (&["explain", "tcp", "192.168.1.20:1", "[2001:db8::1]:443"], "two families"),
+        (&["explain", "icmp", "192.168.1.20:1", "192.0.2.1:443"], "neither tcp nor udp"),
+        (&["explain", "--mac", "x", "tcp", "192.168.1.20:1", "192.0.2.1:443"], "no MAC address"),
         (&["kick"], "either the id of a session or --client"),
         (&["kick", "1", "--client", "::1"], "either the id of a session or --client"),
         (&["kick", "x"], "x"),

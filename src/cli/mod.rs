@@ -1,6 +1,7 @@
 //! The commands of the contract. No defaults of options here: the configuration owns those.
 
 mod ask;
+mod explain;
 mod machine;
 mod probe;
 mod sessions;
@@ -39,8 +40,7 @@ enum Command {
     Metrics(ask::Metrics),
     Kick(ask::KickCommand),
     Reload(ask::Reload),
-    #[allow(dead_code, reason = "whatever is asked, the answer is the same")]
-    Explain(Explain),
+    Explain(explain::Explain),
     Events(ask::Events),
 }
 
@@ -55,28 +55,6 @@ struct Run {
     /// leave netfilter and routes alone
     #[argh(switch)]
     no_rules: bool,
-}
-
-/// Not in this build: which listener, rule and outbound a flow gets, and why.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "explain")]
-#[allow(dead_code, reason = "whatever is asked, the answer is the same")]
-struct Explain {
-    /// configuration file
-    #[argh(option)]
-    config: Option<String>,
-    /// the client's MAC address
-    #[argh(option)]
-    mac: Option<String>,
-    /// the device that the flow comes in by
-    #[argh(option)]
-    device: Option<String>,
-    /// the name that the client asks for
-    #[argh(option)]
-    domain: Option<String>,
-    /// PROTO SRC DST
-    #[argh(positional)]
-    flow: Vec<String>,
 }
 
 /// Why a command did not do what was asked; the text is for standard error.
@@ -139,7 +117,7 @@ pub fn main() -> ExitCode {
         Command::Metrics(metrics) => metrics.run(),
         Command::Kick(kick) => kick.run(),
         Command::Reload(reload) => reload.run(),
-        Command::Explain(_) => Err(Failure::not_in_this_build("explain")),
+        Command::Explain(explain) => explain.run(),
         Command::Events(events) => events.run(),
     };
     match done {

@@ -6,6 +6,7 @@
 
 mod answer;
 mod clients;
+mod explain;
 mod metrics;
 mod request;
 mod scrape;

@@ -1,8 +1,11 @@
 //! What a client asks: one flat object on one line, and nothing else.
 
-use super::subject::{Address, Kick};
+use super::subject::{Address, Asked, Kick};
+use crate::config::Mac;
+use crate::policy::Proto;
 use crate::proto::json::{Text, Token, Tokens, Writer};
 use std::fmt;
+use std::net::SocketAddr;
 
 /// The version of requests and answers.
 pub const VERSION: u64 = 1;
@@ -27,6 +30,8 @@ pub enum Request {
     Reload,
     /// What each client has moved.
     Clients,
+    /// What the rules say to a flow.
+    Explain(Asked),
     /// To be told of what happens, from now on.
     Events,
 }
@@ -88,6 +93,14 @@ impl Request {
                 }
                 limit.iter().try_for_each(|limit| json.number_member("limit", (*limit).into()))?;
             }
+            Request::Explain(Asked { proto, client, orig_dst, domain, device, mac }) => {
+                json.text_member("proto", proto.name())?;
+                json.text_member("client", client)?;
+                json.text_member("dst", orig_dst)?;
+                domain.iter().try_for_each(|domain| json.text_member("domain", domain))?;
+                device.iter().try_for_each(|device| json.text_member("device", device))?;
+                mac.iter().try_for_each(|mac| json.text_member("mac", mac_text(*mac)))?;
+            }
             Request::Kick(Kick::Id(id)) => json.number_member("id", (*id).into())?,
             Request::Kick(Kick::Client(client)) => json.text_member("client", client)?,
             Request::Ping
@@ -110,6 +123,7 @@ impl Request {
             Request::Reload => "reload",
             Request::Events => "events",
             Request::Clients => "clients",
+            Request::Explain(_) => "explain",
         }
     }
 }
@@ -123,6 +137,10 @@ struct Members {
     client: Option<String>,
     outbound: Option<String>,
     dst: Option<String>,
+    proto: Option<String>,
+    domain: Option<String>,
+    device: Option<String>,
+    mac: Option<String>,
     offset: Option<u64>,
     limit: Option<u64>,
 }
@@ -137,6 +155,10 @@ impl Members {
             "client" => text(&name, value, &mut self.client),
             "outbound" => text(&name, value, &mut self.outbound),
             "dst" => text(&name, value, &mut self.dst),
+            "proto" => text(&name, value, &mut self.proto),
+            "domain" => text(&name, value, &mut self.domain),
+            "device" => text(&name, value, &mut self.device),
+            "mac" => text(&name, value, &mut self.mac),
             "offset" => number(&name, value, &mut self.offset),
             "limit" => number(&name, value, &mut self.limit),
             _ => Err(format!("the request has an unknown member '{name}'")),
@@ -172,6 +194,7 @@ impl Members {
             "reload" => Request::Reload,
             "events" => Request::Events,
             "clients" => Request::Clients,
+            "explain" => Request::Explain(self.asked()?),
             other => return Err(format!("there is no command '{other}'")),
         };
         match self.left() {
@@ -180,14 +203,39 @@ impl Members {
         }
     }
 
+    fn asked(&mut self) -> Result<Asked, String> {
+        let socket = |what: &str, text: Option<String>| {
+            let text = text.ok_or_else(|| format!("explain wants \"{what}\""))?;
+            let wrong = |_| format!("'{text}' is not an address with a port: expected 192.168.1.2:40000");
+            text.parse::<SocketAddr>().map_err(wrong)
+        };
+        Ok(Asked {
+            proto: match self.proto.take().as_deref() {
+                Some("tcp") => Proto::Tcp,
+                Some("udp") => Proto::Udp,
+                _ => return Err("explain wants \"proto\": tcp or udp".into()),
+            },
+            client: socket("client", self.client.take())?,
+            orig_dst: socket("dst", self.dst.take())?,
+            domain: self.domain.take(),
+            device: self.device.take(),
+            mac: self.mac.take().map(|text| mac(&text)).transpose()?,
+        })
+    }
+
     /// A member that the command did not take.
     fn left(&self) -> Option<&'static str> {
-        let Members { version: _, command: _, id, client, outbound, dst, offset, limit } = self;
+        let Members { version: _, command: _, id, client, outbound, dst, proto, domain, device, mac, offset, limit } =
+            self;
         let all = [
             ("id", id.is_some()),
             ("client", client.is_some()),
             ("outbound", outbound.is_some()),
             ("dst", dst.is_some()),
+            ("proto", proto.is_some()),
+            ("domain", domain.is_some()),
+            ("device", device.is_some()),
+            ("mac", mac.is_some()),
             ("offset", offset.is_some()),
             ("limit", limit.is_some()),
         ];
@@ -215,6 +263,15 @@ fn set<T>(name: &str, value: T, into: &mut Option<T>) -> Result<(), String> {
 
 fn address(text: Option<String>) -> Result<Option<Address>, String> {
     text.map(|text| Address::parse(&text)).transpose()
+}
+
+fn mac(text: &str) -> Result<Mac, String> {
+    let bytes: Vec<u8> = text.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    <[u8; 6]>::try_from(bytes).map(Mac).map_err(|_| format!("'{text}' is no MAC address"))
+}
+
+fn mac_text(Mac([a, b, c, d, e, f]): Mac) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 fn bounded(number: Option<u64>) -> Option<u32> {
@@ -246,6 +303,14 @@ mod tests {
             Request::Reload,
             Request::Events,
             Request::Clients,
+            Request::Explain(Asked {
+                proto: Proto::Udp,
+                client: "[2001:db8::1]:1".parse().unwrap(),
+                orig_dst: "[2001:db8::2]:443".parse().unwrap(),
+                domain: Some("a.example".into()),
+                device: Some("br-lan".into()),
+                mac: Some(Mac([2, 0, 0x5e, 0x10, 0, 1])),
+            }),
         ]
     }
 
@@ -304,7 +369,7 @@ mod tests {
         }
 
         #[test]
-        fn any_change_of_a_request_is_read_or_refused(pick in 0usize..10, at in 0usize..90, by in any::<u8>()) {
+        fn any_change_of_a_request_is_read_or_refused(pick in 0usize..11, at in 0usize..90, by in any::<u8>()) {
             let mut line = written(&requests()[pick]).into_bytes();
             if let Some(byte) = line.get_mut(at) { *byte = by; }
             let _ = Request::parse(&line);

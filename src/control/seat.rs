@@ -1,6 +1,7 @@
 //! One client of the control socket: its request as it comes, its answer as the connection takes it.
 
 use super::answer::{Answer, Fill, Output};
+use super::explain;
 use super::request::{REQUEST_MAX, Request};
 use super::subject::{Kick, Subject};
 use crate::proto::json::Writer;
@@ -251,6 +252,7 @@ impl Client {
             },
             Request::Metrics => Answer::metrics(subject),
             Request::Clients => Answer::clients(subject),
+            Request::Explain(asked) => explain::answer(&subject.explain(&asked)),
             Request::Kick(which) => kick(which, subject),
             Request::Events => {
                 self.stage = Stage::Following(None);

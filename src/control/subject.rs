@@ -1,12 +1,15 @@
 //! What the control socket shows and changes, as the loop offers it. Nothing here knows sessions from inside.
 
+use crate::config::Mac;
 use crate::error::Error;
-use crate::policy::Proto;
+use crate::policy::explain::Step;
+use crate::policy::{Flow, Proto};
 use crate::stats::Stats;
 use crate::stats::events::Bounded;
 use crate::store::names::NameText;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Who answers for the running process.
@@ -52,6 +55,9 @@ pub trait Subject {
     /// What is at `place`, counted from 0 over all tables.
     fn session(&self, place: u32) -> Place<'_>;
 
+    /// What the rules say to a flow.
+    fn explain(&self, asked: &Asked) -> Explained;
+
     /// Ends sessions and flows; returns how many.
     fn kick(&mut self, which: Kick) -> usize;
 }
@@ -81,6 +87,53 @@ pub struct Totals {
     pub descriptors: u64,
     /// Warnings and errors since the start.
     pub problems: u64,
+}
+
+/// A flow that somebody asks about; what is `None` was not said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// TCP or UDP.
+    pub proto: Proto,
+    /// Who begins it.
+    pub client: SocketAddr,
+    /// Where it goes.
+    pub orig_dst: SocketAddr,
+    /// The name that is asked for, in lower case.
+    pub domain: Option<String>,
+    /// By which it comes in.
+    pub device: Option<String>,
+    /// Of the client.
+    pub mac: Option<Mac>,
+}
+
+impl Asked {
+    /// As the rules are asked.
+    pub fn flow(&self) -> Flow<'_> {
+        Flow {
+            domain: self.domain.as_deref(),
+            device: self.device.as_deref(),
+            mac: self.mac,
+            ..Flow::new(self.proto, self.client, self.orig_dst)
+        }
+    }
+}
+
+/// What the rules say to it.
+#[derive(Debug, Clone)]
+pub struct Explained {
+    /// The file that the rules are from.
+    pub config: PathBuf,
+    /// Rule by rule, and where each leads.
+    pub steps: Vec<(Step, Way)>,
+}
+
+/// Where a rule leads.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// The outbound.
+    pub name: String,
+    /// up, down, unknown; `None` for what needs no dial.
+    pub state: Option<&'static str>,
 }
 
 /// What each client has moved.

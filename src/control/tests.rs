@@ -122,6 +122,10 @@ impl Subject for Fake {
         }
     }
 
+    fn explain(&self, _: &Asked) -> Explained {
+        Explained { config: "/etc/x".into(), steps: Vec::new() }
+    }
+
     fn kick(&mut self, which: Kick) -> usize {
         self.kicked.push(which);
         usize::from(which == Kick::Id(2))

@@ -4,7 +4,8 @@ use super::{Engine, number};
 use crate::budget::{self, Tables};
 use crate::config::{OutboundKind, Target};
 use crate::control::{
-    ClientRow, Clients, Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, State, Subject, Totals,
+    Asked, ClientRow, Clients, Explained, Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, State,
+    Subject, Totals, Way,
 };
 use crate::error::Error;
 use crate::log_sink;
@@ -178,6 +179,24 @@ impl Subject for Engine {
             Proto::Udp => None,
         };
         view.map_or(Place::Vacant, |view| Place::Session(self.row(&view, proto, name)))
+    }
+
+    fn explain(&self, asked: &Asked) -> Explained {
+        let way = |target: Target| match target {
+            Target::Direct => Way { name: "direct".into(), state: None },
+            Target::Reject => Way { name: "reject".into(), state: None },
+            Target::Drop => Way { name: "drop".into(), state: None },
+            Target::Outbound(index) => {
+                let outbound = self.outbounds.get(index);
+                let state = outbound.server().is_some().then(|| shown(outbound).state.name());
+                Way { name: outbound.name.clone(), state }
+            }
+        };
+        let steps = self.policy.explain(&asked.flow()).into_iter().map(|step| {
+            let leads = way(step.target);
+            (step, leads)
+        });
+        Explained { config: self.file.clone(), steps: steps.collect() }
     }
 
     fn kick(&mut self, which: Kick) -> usize {

@@ -5,6 +5,7 @@ use crate::config::{self, Config, Families, Mac, Protos, Set, SniffPort, Target,
 use matcher::{Addresses, Devices, Domains, Kind, Macs, Ports};
 use std::net::SocketAddr;
 
+pub mod explain;
 pub mod group;
 mod matcher;
 
@@ -130,6 +131,28 @@ impl Policy {
             sniff_port: config.globals.sniff_port.clone(),
             udp_outbound,
         }
+    }
+
+    /// A policy of one rule, which matches what `listener` wants of what comes in by its devices.
+    pub fn narrowing(config: &Config, listener: &config::Listener) -> Policy {
+        let rule = Rule {
+            number: 0,
+            name: None,
+            hits: 0,
+            protos: listener.protos,
+            families: listener.families,
+            device: Devices::kind(&Values::default()),
+            network: Devices::kind(&Values::default()),
+            networks: Values::default(),
+            src_ip: Addresses::kind(&listener.src_ip, &config.sets),
+            src_mac: Macs::kind(&listener.src_mac),
+            src_port: Ports::kind(&listener.src_port),
+            dest_ip: Addresses::kind(&listener.dest_ip, &config.sets),
+            dest_port: Ports::kind(&listener.dest_port),
+            domain: Domains::kind(&Values::default(), &[]),
+            target: Target::Direct,
+        };
+        Policy { rules: vec![rule], ..Policy::default() }
     }
 
     /// Tells which device a network is, if it is up.

@@ -143,3 +143,73 @@ fn the_script_of_on_event_runs_for_each_event_one_at_a_time_and_holds_up_nobody(
     let line = daemon.reload(&["cannot run"]);
     assert!(line.contains("chmod +x"), "{line}");
 }
+
+/// Rules of several sorts.
+const RULES: &str = "
+config rule
+	option name 'mail'
+	list dest_port '25'
+	option outbound 'reject'
+config rule
+	option enabled '0'
+	option outbound 'drop'
+config rule
+	option name 'video'
+	list domain 'video.example'
+	option outbound 'out'
+config rule
+	list domain '=other.example'
+	option outbound 'drop'
+";
+
+#[test]
+fn explain_tells_listener_rules_and_outbound_from_the_daemon_or_from_the_file_and_says_which() {
+    let lab = Lab::new();
+    let uci = socks_uci(Family::V4).globals(&[("default", "direct")]).section(RULES);
+    let daemon = Daemon::start(&lab, &uci);
+    let asked =
+        |args: &[&str]| daemon.command("explain", &[args, &["tcp", "192.168.1.2:40000", "203.0.113.80:443"]].concat());
+    let all = asked(&["--domain", "a.video.example", "--mac", "02:00:5e:10:00:02"]);
+    for line in [
+        "The running daemon says",
+        "listener 'lan' takes it by TPROXY, to port 2333",
+        "rule 0 'mail': does not match: dest_port",
+        "rule 2 'video': matches: outbound 'out' (unknown)",
+        "So: outbound 'out' (unknown), by rule 2 'video'",
+    ] {
+        assert!(all.contains(line), "{line} in\n{all}");
+    }
+    let some = asked(&[]);
+    for line in [
+        "rule 2 'video': depends on domain: if it matches, outbound 'out'",
+        "rule 3: depends on domain: if it matches, outbound 'drop'",
+        "So: it depends on domain: outbound 'out' (unknown) by rule 2 'video', or outbound 'drop' by rule 3; \
+         else outbound 'direct' by option default.",
+    ] {
+        assert!(some.contains(line), "{line} in\n{some}");
+    }
+    // what it says of the state is what the daemon knows
+    refusal(&lab.client, (Family::V4.destination(80), 443).into());
+    let proxied = uci.clone().globals(&[("default", "out")]);
+    daemon.write_config(&proxied);
+    daemon.reload(&["reloaded"]);
+    refusal(&lab.client, (Family::V4.destination(80), 443).into());
+    daemon.status_until("the outbound is down", |status| status.list("outbounds")[1].text("state") == "down");
+    assert!(asked(&["--domain", "video.example"]).contains("outbound 'out' (down)"));
+    // its own, and what is connected directly
+    for (to, why) in [("192.168.1.1:443", "this machine's own"), ("192.168.1.77:443", "connected directly")] {
+        let said = daemon.command("explain", &["tcp", "192.168.1.2:40000", to]);
+        assert!(said.contains("it is not intercepted") && said.contains(why), "{said}");
+    }
+    // a rule that the file has and the daemon has not read
+    daemon.write_config(&proxied.section("config rule\n\tlist dest_port '444'\n\toption outbound 'reject'\n"));
+    let last = ["tcp", "192.168.1.2:40000", "203.0.113.80:444"];
+    assert!(daemon.command("explain", &last).contains("by option default"));
+    daemon.stop();
+    let of_file = daemon.command("explain", &last);
+    assert!(of_file.contains("says (no daemon answers)"), "{of_file}");
+    assert!(
+        of_file.contains("So: it depends on domain") && of_file.contains("outbound 'reject' by rule 4"),
+        "{of_file}"
+    );
+}
