@@ -50,7 +50,6 @@ fn every_option_is_in_files() {
 #[test]
 fn with_everything_set_only_what_this_build_lacks_and_what_belongs_elsewhere_is_refused() {
     let errors = errors(&all_set());
-    assert!(errors.len() > 10);
     for error in errors {
         assert!(error.contains("is not in this build") || error.contains("belongs to"), "{error}");
     }
