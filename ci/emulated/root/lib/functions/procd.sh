@@ -64,6 +64,8 @@ _procd_status() {
 	echo "running"
 }
 
+procd_set_config_changed() { echo "$1" >>"$STANDIN/changed"; }
+
 procd_open_trigger() { :; }
 procd_close_trigger() { :; }
 procd_add_reload_trigger() { echo "config $*" >>"$STANDIN/triggers"; }
