@@ -94,15 +94,17 @@ tproxyd --version
 [ "$before" = "$(kernel_state)" ] || fail "installation changed something"
 client probe tcp $INTERNET4:7000 1000 | grep "seen as 10.0.2.1" || fail "no traffic without the daemon"
 
-# configure GLOBALS-LINE...: the configuration of the tests, with more options of globals
+# configure GLOBALS-LINE...: the configuration of the tests, with more options of globals. By itself, all goes through the
+# process. MODE: of the listener.
 configure() {
 	{
 		echo "config globals 'globals'"
+		echo "	option kernel_verdicts ${VERDICTS:-0}"
 		echo "	option kernel_verdicts '0'"
 		for line; do echo "	option $line"; done
 		cat <<-UCI
 			config listener 'lan'
-				option mode 'tproxy'
+				option mode '${MODE:-tproxy}'
 				option port '12345'
 				list network 'lan'
 			config outbound 'proxy'
@@ -129,6 +131,20 @@ traffic() {
 	client probe udp "[$INTERNET6]:7000" | grep 'seen as \[fd00:2::1\]' || fail "UDP over IPv6 is not relayed"
 	relayed || fail "TCP over IPv6 is not relayed"
 }
+
+step "it starts before the network does"
+mv /tmp/networks /tmp/networks.up   # no netifd answers
+echo "config interface 'lan'" >/etc/config/network
+echo "	option device 'lan0'" >>/etc/config/network
+configure "enabled 1" "on_failure block" "tcp_sessions 1024"
+PATH=/tmp/nothing:$PATH service boot
+wait_for 10 relayed
+mv /tmp/networks.up /tmp/networks
+# shellcheck disable=SC1091
+(ACTION=ifup INTERFACE=lan . /etc/hotplug.d/iface/19-tproxyd)
+relayed || fail "not relayed when the network is up"
+service stop
+[ "$before" = "$(kernel_state)" ] || fail "stop left something behind"
 
 step "check and start"
 # (auto would give less than a thousand: the kernel leaves not enough of 64 MB)
@@ -168,6 +184,24 @@ wait_for 10 client probe tcp $INTERNET4:7001 1
 client probe tcp $INTERNET4:7001 200000 | grep -v 'seen as 10.0.2.1:' || fail "TCP by SOCKS5"
 client probe tcp "[$INTERNET6]:7001" 200000 | grep -v 'seen as \[fd00:2::1\]' || fail "TCP by SOCKS5 over IPv6"
 client probe udp $INTERNET4:7001 | grep -v 'seen as 10.0.2.1:' || fail "UDP by SOCKS5"
+
+step "by REDIRECT"
+(MODE=redirect; configure "enabled 1" "log_level debug" "tcp_sessions 1024")
+service reload
+wait_for 10 sh -c "nft list table inet tproxyd | grep redirect"
+wait_for 10 relayed
+traffic
+client probe tcp $INTERNET4:7001 200000 | grep -v 'seen as 10.0.2.1:' || fail "TCP by REDIRECT and SOCKS5"
+
+step "direct, by the kernel"
+(VERDICTS=1; configure "enabled 1" "log_level debug" "tcp_sessions 1024")
+service reload
+wait_for 10 client sh -c "probe tcp [$INTERNET6]:7000 1000 | grep 'seen as .fd00:1::2'"
+client probe udp "[$INTERNET6]:7000" | grep 'seen as .fd00:1::2' || fail "UDP over IPv6 does not stay in the kernel"
+client probe tcp $INTERNET4:7001 200000 | grep -v 'seen as 10.0.2.1:' || fail "TCP by SOCKS5, beside kernel verdicts"
+configure "enabled 1" "log_level debug" "tcp_sessions 1024"
+service reload
+wait_for 10 relayed
 
 step "a thousand sessions"
 ulimit -n 8192
@@ -212,7 +246,7 @@ client probe hold $INTERNET4:7000 20 /tmp/hold &
 wait_for 20 test -e /tmp/held
 ip addr del 10.0.2.1/24 dev wan0
 # shellcheck disable=SC1091
-(ACTION=ifdown INTERFACE=wan . /etc/hotplug.d/iface/21-tproxyd)
+(ACTION=ifdown INTERFACE=wan . /etc/hotplug.d/iface/19-tproxyd)
 wait_for 2 grep 'lost \[10.0.2.1\]: 20 TCP sessions' /tmp/messages
 ip addr add 10.0.2.1/24 dev wan0
 ip route add default via 10.0.2.2

@@ -7,29 +7,39 @@ use std::process::{Command, Stdio};
 use super::program;
 use crate::error::Error;
 
-/// The device of each name in `wanted`, in that order; `None` for a network that is not up or not there.
+/// The device of each name in `wanted`, in that order; `None` for a network that is not up or not there. At boot, before
+/// netifd has started, the networks' configuration tells what their devices will be.
 ///
 /// # Errors
 /// Neither ubus nor the file is there, or netifd does not answer.
 pub fn resolve(wanted: &[String]) -> Result<Vec<Option<String>>, Error> {
-    resolve_with("ubus", Path::new(FILE), wanted)
-}
-
-fn resolve_with(ubus: &str, file: &Path, wanted: &[String]) -> Result<Vec<Option<String>>, Error> {
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
+    let mut command = Command::new("ubus");
+    command.args(["call", "network.interface", "dump"]).stdin(Stdio::null());
+    resolve_by(program::output(command, LONGEST_DUMP), Path::new(FILE), Path::new(NETIFD_CONFIG), wanted)
+}
+
+fn resolve_by(
+    dump: Result<String, program::Failure>,
+    file: &Path,
+    netifd_config: &Path,
+    wanted: &[String],
+) -> Result<Vec<Option<String>>, Error> {
     let hint = "use `list device` in place of `list network`";
     let explain = |why: String| Error::new(format!("find the device of network '{}'", wanted.join("', '")), why);
-    let mut command = Command::new(ubus);
-    command.args(["call", "network.interface", "dump"]).stdin(Stdio::null());
-    let known = match program::output(command, LONGEST_DUMP) {
+    let known = match dump {
         Ok(json) => from_dump(&json).ok_or_else(|| explain("netifd's answer can't be read".into()).hint(hint))?,
         Err(program::Failure::Start(error)) if error.kind() == io::ErrorKind::NotFound => {
             let text = std::fs::read_to_string(file).map_err(|error| {
                 explain(format!("there is no ubus here, and {}: {error}", file.display())).hint(hint)
             })?;
             from_file(&text)
+        }
+        Err(program::Failure::Refused(Some(UBUS_STATUS_NOT_FOUND), _)) => {
+            let text = std::fs::read(netifd_config).unwrap_or_default();
+            from_netifd_config(&String::from_utf8_lossy(&text))
         }
         Err(failure) => return Err(explain(failure.to_string()).hint(hint)),
     };
@@ -45,6 +55,24 @@ fn from_file(text: &str) -> Vec<(String, String)> {
         Some((words.next()?.to_string(), words.next()?.to_string()))
     });
     words.collect()
+}
+
+/// The devices that `config interface` sections name. What a protocol makes for itself (pppoe-wan) is not known before it
+/// is up.
+fn from_netifd_config(text: &str) -> Vec<(String, String)> {
+    let mut networks: Vec<(String, String)> = Vec::new();
+    let mut network = None;
+    for line in text.lines() {
+        let mut words = line.split_whitespace().map(|word| word.trim_matches(['\'', '"']));
+        match (words.next(), words.next(), words.next()) {
+            (Some("config"), Some(kind), name) => network = name.filter(|_| kind == "interface"),
+            (Some("option"), Some("device"), Some(device)) => {
+                networks.extend(network.map(|network| (network.to_string(), device.to_string())));
+            }
+            _ => {}
+        }
+    }
+    networks
 }
 
 /// The networks that are up in the answer of `network.interface dump`: (`interface`, `l3_device` or else `device`).
@@ -151,6 +179,10 @@ impl<'a> Scan<'a> {
 
 /// Where the user names the devices of networks if there is no ubus.
 const FILE: &str = "/var/run/tproxyd/networks";
+/// What netifd will set up.
+const NETIFD_CONFIG: &str = "/etc/config/network";
+/// ubus ends with it where nobody offers the object: netifd does not run.
+const UBUS_STATUS_NOT_FOUND: i32 = 4;
 /// Octets of netifd's answer; one network takes about 3 KB.
 const LONGEST_DUMP: usize = 512 * 1024;
 const DEEPEST: u8 = 16;
@@ -183,13 +215,35 @@ mod tests {
     #[test]
     fn without_ubus_the_file_answers_and_without_both_the_error_names_device() {
         let wanted = ["lan".to_string(), "guest".to_string()];
-        let error = resolve_with("no-such-ubus", Path::new("/nonexistent/networks"), &wanted).unwrap_err();
+        let nowhere = Path::new("/nonexistent/networks");
+        let no_ubus = || Err(program::Failure::Start(io::ErrorKind::NotFound.into()));
+        let error = resolve_by(no_ubus(), nowhere, nowhere, &wanted).unwrap_err();
         assert!(error.to_string().contains("list device"), "{error}");
         assert_eq!(from_file("# mine\nlan br-lan # home\n\nguest\n"), [("lan".into(), "br-lan".into())]);
         let file = std::env::temp_dir().join(format!("tproxyd-networks-{}", std::process::id()));
         std::fs::write(&file, "lan br-lan\n").unwrap();
-        let resolved = resolve_with("no-such-ubus", &file, &wanted);
+        let resolved = resolve_by(no_ubus(), &file, nowhere, &wanted);
         std::fs::remove_file(&file).unwrap();
         assert_eq!(resolved.unwrap(), [Some("br-lan".to_string()), None]);
+    }
+
+    #[test]
+    fn before_netifd_runs_its_configuration_names_the_devices() {
+        let text = "config interface 'loopback'\n\toption device 'lo'\n\nconfig device\n\toption name 'br-lan'\n\
+            \nconfig interface lan\n\toption device \"br-lan\"\n\toption proto 'static'\n\
+            \nconfig interface 'wan6'\n\toption proto 'dhcpv6'\nconfig route\n\toption device 'eth9'\n";
+        let expected = [("loopback".to_string(), "lo".to_string()), ("lan".into(), "br-lan".into())];
+        assert_eq!(from_netifd_config(text), expected);
+        assert!(from_netifd_config("option device 'eth0'\nconfig\noption\n").is_empty());
+    }
+
+    #[test]
+    fn an_ubus_without_netifd_is_no_error() {
+        let nowhere = Path::new("/nonexistent/network");
+        let refused = |status| Err(program::Failure::Refused(Some(status), "Command failed".into()));
+        let wanted = ["lan".to_string()];
+        assert_eq!(resolve_by(refused(UBUS_STATUS_NOT_FOUND), nowhere, nowhere, &wanted).unwrap(), [None]);
+        // 7: nobody answered in time
+        assert!(resolve_by(refused(7), nowhere, nowhere, &wanted).is_err());
     }
 }

@@ -19,8 +19,8 @@ pub(crate) enum Failure {
     Silent,
     /// It said more than it should have, and was killed.
     TooMuch,
-    /// It ended with a status other than 0; its own words.
-    Refused(String),
+    /// It ended with a status other than 0 (none: killed by a signal); its own words.
+    Refused(Option<i32>, String),
 }
 
 impl fmt::Display for Failure {
@@ -29,7 +29,7 @@ impl fmt::Display for Failure {
             Failure::Start(error) => write!(f, "{error}"),
             Failure::Silent => write!(f, "no answer for {} s", PATIENCE.as_secs()),
             Failure::TooMuch => write!(f, "an answer without end"),
-            Failure::Refused(words) => write!(f, "{words}"),
+            Failure::Refused(_, words) => write!(f, "{words}"),
         }
     }
 }
@@ -77,9 +77,9 @@ fn run(mut command: Command, most: usize) -> Result<String, Failure> {
     if status.success() {
         Ok(words)
     } else if words.is_empty() {
-        Err(Failure::Refused(format!("{name} failed ({status})")))
+        Err(Failure::Refused(status.code(), format!("{name} failed ({status})")))
     } else {
-        Err(Failure::Refused(words))
+        Err(Failure::Refused(status.code(), words))
     }
 }
 
@@ -138,7 +138,7 @@ mod tests {
     fn a_tool_that_fails_is_quoted_in_its_own_words() {
         let mut command = sh("echo 'no such thing' >&2; exit 3");
         command.stderr(Stdio::piped());
-        assert!(matches!(run(command, 100), Err(Failure::Refused(words)) if words == "no such thing"));
+        assert!(matches!(run(command, 100), Err(Failure::Refused(_, words)) if words == "no such thing"));
         assert!(matches!(output(Command::new("no-such-tool"), 9), Err(Failure::Start(_))));
     }
 }
