@@ -100,7 +100,6 @@ configure() {
 	{
 		echo "config globals 'globals'"
 		echo "	option kernel_verdicts ${VERDICTS:-0}"
-		echo "	option kernel_verdicts '0'"
 		for line; do echo "	option $line"; done
 		cat <<-UCI
 			config listener 'lan'
