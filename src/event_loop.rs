@@ -241,6 +241,8 @@ impl Engine {
         replies.redirects.expire(now);
         tcp.expire(&mut cx);
         udp.expire(&mut cx);
+        #[cfg(feature = "quic")]
+        udp.give_up_names(replies, &mut cx);
         let mut done = |id, outcome| note(&mut resolved, id, outcome);
         self.resolver.expire(now, self.poll.registry(), &mut done);
         for (name, outcome) in &resolved {

@@ -100,6 +100,13 @@ pub struct SniffPort {
     pub port: u16,
 }
 
+impl Globals {
+    /// The values of `sniff_port` where this build can look for names: at those of UDP with feature `quic` only.
+    pub fn sniffed(&self) -> impl Iterator<Item = SniffPort> {
+        self.sniff_port.iter().copied().filter(|at| at.tcp || cfg!(feature = "quic"))
+    }
+}
+
 /// A fwmark that touches only the bits of its mask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {

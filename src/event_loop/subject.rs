@@ -176,7 +176,7 @@ impl Subject for Engine {
         };
         let name = match proto {
             Proto::Tcp => self.tcp.name_at(place as u16),
-            Proto::Udp => None,
+            Proto::Udp => self.udp.name_at(place.wrapping_sub(tcp) as u16),
         };
         view.map_or(Place::Vacant, |view| Place::Session(self.row(&view, proto, name)))
     }

@@ -128,7 +128,7 @@ impl Policy {
         Policy {
             rules: rules.map(|rule| Rule::new(rule, &config.sets, real(rule.outbound))).collect(),
             default: Some(real(config.globals.default)),
-            sniff_port: config.globals.sniff_port.clone(),
+            sniff_port: config.globals.sniffed().collect(),
             udp_outbound,
         }
     }

@@ -13,6 +13,10 @@ pub mod http_head;
 pub mod json;
 pub mod packet;
 pub mod proxy_header;
+#[cfg(feature = "quic")]
+pub mod quic_initial;
+#[cfg(feature = "quic")]
+mod quic_keys;
 pub mod sniff;
 pub mod socks5;
 pub mod socks5_udp;

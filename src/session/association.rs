@@ -24,7 +24,7 @@ use std::time::Duration;
 const WAITING_MAX: u8 = 4;
 
 /// Before each waiting datagram: its length and destination.
-const WAITING_HEADER: usize = 2 + 18;
+pub(super) const WAITING_HEADER: usize = 2 + 18;
 
 /// How long a mapping whose association failed swallows datagrams before the next one dials again.
 const PENALTY: Duration = Duration::from_secs(1);
@@ -251,9 +251,7 @@ pub fn resolved(udp: &mut Udp, name: NameId, replies: &mut Replies, cx: &mut Cx<
 
 /// Keeps a datagram until the association stands, if a buffer is free and not too many wait.
 pub(super) fn wait(mapping: &mut Mapping, orig_dst: SocketAddr, payload: &[u8], cx: &mut Cx<'_>) {
-    let mut header = [0; WAITING_HEADER];
-    header[..2].copy_from_slice(&(payload.len() as u16).to_be_bytes());
-    header[2..].copy_from_slice(&Endpoint::from(orig_dst).octets());
+    let header = waiting_header(orig_dst, payload);
     if mapping.waiting.is_none() {
         mapping.waiting = cx.pool.take(&[]);
     }
@@ -264,6 +262,25 @@ pub(super) fn wait(mapping: &mut Mapping, orig_dst: SocketAddr, payload: &[u8], 
     } else {
         cx.stats.drop(Drop::NotReady);
     }
+}
+
+/// What stands before a datagram that waits.
+pub(super) fn waiting_header(orig_dst: SocketAddr, payload: &[u8]) -> [u8; WAITING_HEADER] {
+    let mut header = [0; WAITING_HEADER];
+    header[..2].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+    header[2..].copy_from_slice(&Endpoint::from(orig_dst).octets());
+    header
+}
+
+/// The datagrams that wait in `bytes`.
+#[cfg(feature = "quic")]
+pub(super) fn waiting_in(mut bytes: &[u8]) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+    std::iter::from_fn(move || {
+        let (orig_dst, len) = read_header(bytes)?;
+        let (payload, rest) = bytes.get(WAITING_HEADER..)?.split_at_checked(len)?;
+        bytes = rest;
+        Some((orig_dst, payload))
+    })
 }
 
 pub(super) fn send_waiting(mapping: &mut Mapping, replies: &mut Replies, cx: &mut Cx<'_>) {

@@ -10,6 +10,7 @@ use crate::proto::proxy_header;
 use crate::proto::socks5_udp::{self, UdpSource};
 use crate::stats::{Drop, Stats};
 use crate::store::endpoint::Endpoint;
+use crate::store::names::NameSlot;
 use crate::store::pool::Chunk;
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
@@ -48,6 +49,8 @@ pub struct Mapping {
     /// It has one destination alone, for answers that name none.
     pub(super) single: bool,
     pub(super) rule: Option<u16>,
+    /// The name that the flow which began it asked for, where it was looked for and found.
+    pub(super) name: Option<NameSlot>,
     pub(super) started: Tick,
     pub(super) active: Tick,
     pub(super) bytes_up: u64,

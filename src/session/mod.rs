@@ -12,6 +12,8 @@ pub mod mapping;
 pub mod origin;
 pub mod outbound;
 pub mod pipes;
+#[cfg(feature = "quic")]
+mod quic;
 pub mod redirect;
 pub mod relay;
 pub mod reply;

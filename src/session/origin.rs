@@ -73,9 +73,14 @@ impl Origins {
         self.of(index, client.ip(), now)
     }
 
-    /// Of the datagram in `slot`.
-    pub fn of_datagram(&mut self, slot: usize, batch: &ReceiveBatch, client: SocketAddr, now: Tick) -> Origin {
-        self.of(|| batch.device(slot), client.ip(), now)
+    /// The number of the device of the datagram in `slot`, if a rule asks for it.
+    pub fn device(&self, slot: usize, batch: &ReceiveBatch) -> Option<u32> {
+        if self.asks_for_device { batch.device(slot) } else { None }
+    }
+
+    /// Of a datagram that came in by this device.
+    pub fn of_datagram(&mut self, device: Option<u32>, client: SocketAddr, now: Tick) -> Origin {
+        self.of(|| device, client.ip(), now)
     }
 
     fn of(&mut self, index: impl FnOnce() -> Option<u32>, client: IpAddr, now: Tick) -> Origin {

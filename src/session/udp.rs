@@ -6,16 +6,21 @@ use super::dial::{Dial, Failure};
 use super::fixed;
 use super::mapping::{Mapping, Source, Stage, open_outside, unsent};
 use super::outbound::{Chosen, Outbound, Tried, Way};
+#[cfg(feature = "quic")]
+use super::quic::{Looked, Sniffs};
 use super::reply::Replies;
 use super::tcp::View;
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
 use crate::config::Target;
 use crate::policy::{By, Flow, Proto};
+#[cfg(feature = "quic")]
+use crate::proto::sniff::Name;
 use crate::stats::Drop;
 use crate::stats::events::Kind;
 use crate::store::endpoint::{Endpoint, keyed_hash};
 use crate::store::index::Index;
 use crate::store::lru::Lru;
+use crate::store::names::NameSlot;
 use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
 use crate::sys;
@@ -26,6 +31,9 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
+
+/// A flow that is not decided: client, original destination, number of the device where a rule asks for it.
+pub(super) type Unknown = (SocketAddr, SocketAddr, Option<u32>);
 
 /// All UDP mappings and destination entries, in fixed memory.
 pub struct Udp {
@@ -39,6 +47,9 @@ pub struct Udp {
     queue: VecDeque<Key>,
     /// Datagrams of one mapping in a row, on their way out.
     outgoing: SendQueue,
+    /// Flows of which the first datagrams don't tell enough yet.
+    #[cfg(feature = "quic")]
+    pub(super) sniffs: Sniffs,
     /// The mapping that `outgoing` belongs to.
     outgoing_of: Key,
     hash_key: u64,
@@ -81,6 +92,8 @@ impl Udp {
             destinations: Destinations::new(usize::from(capacity) * DESTINATIONS_PER_MAPPING, hash_key),
             queue: VecDeque::with_capacity(capacity.into()),
             outgoing: SendQueue::new(true),
+            #[cfg(feature = "quic")]
+            sniffs: Sniffs::default(),
             outgoing_of: Key::NONE,
             hash_key,
         }
@@ -125,10 +138,21 @@ impl Udp {
         let cached = self.destinations.find(client.into(), orig_dst.into(), cx.now);
         let decision = match cached {
             Some(Decision::Through(key)) if self.mappings.get(key).is_some() => Decision::Through(key),
-            Some(Decision::Through(_)) | None => match self.decide(slot, batch, (client, orig_dst), cx) {
-                Some(decision) => decision,
-                None => return,
-            },
+            Some(Decision::Through(_)) | None => {
+                let device = cx.origins.device(slot, batch);
+                let unknown = (client, orig_dst, device);
+                #[cfg(feature = "quic")]
+                let decided = match self.look_for_name(unknown, payload, cx) {
+                    Looked::Waits => return,
+                    Looked::Done(name) => self.decide(unknown, name.as_ref().map(Name::as_str), replies, cx),
+                };
+                #[cfg(not(feature = "quic"))]
+                let decided = self.decide(unknown, None, replies, cx);
+                match decided {
+                    Some(decision) => decision,
+                    None => return,
+                }
+            }
             Some(without_mapping) => without_mapping,
         };
         match decision {
@@ -141,39 +165,53 @@ impl Udp {
         }
     }
 
-    fn decide(
+    /// Decides about a flow, and what becomes of its datagrams that wait for that. `None`: its mapping got no socket.
+    pub(super) fn decide(
         &mut self,
-        slot: usize,
-        batch: &ReceiveBatch,
-        (client, orig_dst): (SocketAddr, SocketAddr),
+        (client, orig_dst, device): Unknown,
+        name: Option<&str>,
+        replies: &mut Replies,
         cx: &mut Cx<'_>,
     ) -> Option<Decision> {
-        let origin = cx.origins.of_datagram(slot, batch, client, cx.now);
-        let verdict = cx.policy.decide_and_count(&origin.of(Flow::new(Proto::Udp, client, orig_dst)));
-        let decision = match cx.outbounds.carrying_udp(verdict.target, cx.now) {
-            Target::Reject => Decision::Reject,
-            Target::Drop => Decision::Drop,
-            Target::Direct => Decision::Through(self.mapping(client, orig_dst, 0, verdict.rule, cx)?),
+        let origin = cx.origins.of_datagram(device, client, cx.now);
+        let flow = Flow { domain: name, ..Flow::new(Proto::Udp, client, orig_dst) };
+        let verdict = cx.policy.decide_and_count(&origin.of(flow));
+        let mut remembered = true;
+        let through = match cx.outbounds.carrying_udp(verdict.target, cx.now) {
+            Target::Reject => Err(Decision::Reject),
+            Target::Drop => Err(Decision::Drop),
+            Target::Direct => Ok(0),
             Target::Outbound(index) => {
                 if cx.outbounds.choose(index, Proto::Udp, &Tried::new(), cx.resolver, cx.now) == Chosen::Nobody {
-                    // not remembered: a member may come up at any moment
                     let outbound = cx.outbounds.get_mut(index);
                     outbound.note_error(format_args!("{orig_dst}: no member is up"));
                     outbound.errors += 1;
-                    return Some(Decision::Reject);
+                    // a member may come up at any moment
+                    remembered = false;
+                    Err(Decision::Reject)
+                } else {
+                    Ok(index)
                 }
-                Decision::Through(self.mapping(client, orig_dst, index, verdict.rule, cx)?)
             }
         };
-        self.destinations.insert(client.into(), orig_dst.into(), decision, cx.now);
-        Some(decision)
+        let decision = match through {
+            Ok(outbound) => self.mapping((client, orig_dst, name), outbound, verdict.rule, cx).map(Decision::Through),
+            Err(without_mapping) => Some(without_mapping),
+        };
+        #[cfg(feature = "quic")]
+        self.release((client, orig_dst), decision, replies, cx);
+        #[cfg(not(feature = "quic"))]
+        let _ = replies;
+        if remembered {
+            self.destinations.insert(client.into(), orig_dst.into(), decision?, cx.now);
+        }
+        decision
     }
 
     /// The mapping of `client` at `outbound`, made if there is none; `None` if it got no socket.
     fn mapping(
         &mut self,
-        client: SocketAddr,
-        orig_dst: SocketAddr,
+        (client, orig_dst, name): (SocketAddr, SocketAddr, Option<&str>),
         outbound: u16,
         rule: Option<u16>,
         cx: &mut Cx<'_>,
@@ -220,6 +258,7 @@ impl Udp {
             via: outbound,
             single,
             rule,
+            name: name.and_then(|name| cx.names.insert(name)),
             started: cx.now,
             active: cx.now,
             bytes_up: 0,
@@ -429,8 +468,12 @@ impl Udp {
         }
     }
 
-    /// The next deadline of any mapping.
+    /// The next deadline of any mapping, or of a flow whose name is looked for.
     pub fn deadline(&self) -> Option<Tick> {
+        #[cfg(feature = "quic")]
+        if let Some(at) = self.sniffs.deadline() {
+            return Some(self.timers.next().filter(|timer| at.reached(*timer)).unwrap_or(at));
+        }
         self.timers.next()
     }
 
@@ -483,6 +526,11 @@ impl Udp {
         self.mappings.iter().map(|(key, mapping)| mapping.view(key))
     }
 
+    /// The name that the flow which began the mapping in `slot` asked for.
+    pub fn name_at(&self, slot: u16) -> Option<&NameSlot> {
+        self.mappings.get(self.mappings.key_at(slot)?)?.name.as_ref()
+    }
+
     /// What is in `slot`, which is below [`Self::slots`].
     pub fn view_at(&self, slot: u16) -> Option<View> {
         let key = self.mappings.key_at(slot)?;
@@ -507,6 +555,9 @@ impl Udp {
             let via = cx.outbounds.get_mut(mapping.via);
             via.bytes_up += mapping.bytes_up;
             via.bytes_down += mapping.bytes_down;
+        }
+        if let Some(name) = mapping.name.take() {
+            cx.names.remove(name);
         }
         let outbound = cx.outbounds.get_mut(mapping.outbound);
         outbound.sessions -= 1;

@@ -144,7 +144,7 @@ fn lines(cfg: &Config, facts: &Facts, rule: &Rule) -> Vec<String> {
 }
 
 fn sniffed(cfg: &Config, protos: Protos) -> Option<String> {
-    let ports = cfg.globals.sniff_port.iter().filter(|at| if at.tcp { protos.tcp } else { protos.udp });
+    let ports = cfg.globals.sniffed().filter(|at| if at.tcp { protos.tcp } else { protos.udp });
     let mut ports: Vec<_> = ports.map(|at| format!("{} . {}", if at.tcp { "tcp" } else { "udp" }, at.port)).collect();
     ports.sort_unstable();
     ports.dedup();
