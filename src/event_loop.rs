@@ -16,8 +16,9 @@ use crate::session::pipes::Pipes;
 use crate::session::redirect::Redirects;
 use crate::session::reply::Replies;
 use crate::session::tcp::Tcp;
+use crate::session::tcp::View;
 use crate::session::udp::Udp;
-use crate::session::{Cx, Owner, Readiness, Words};
+use crate::session::{CloseReason, Cx, Owner, Readiness, Words};
 use crate::stats::Stats;
 use crate::stats::events::{Events as EventLog, Kind};
 use crate::store::names::Names;
@@ -318,6 +319,7 @@ impl Engine {
         for place in 0..self.listeners.len() {
             let Some(mut listener) = self.listeners[place].take() else { continue };
             let (tcp, udp, batch, replies, mut cx) = self.split(now);
+            cx.listener = listener.place;
             if listener.has_queued() {
                 listener.receive(udp, batch, replies, &mut cx);
             }
@@ -395,6 +397,7 @@ impl Engine {
             origins: &mut self.origins,
             sniff_timeout: self.config.globals.sniff_timeout,
             self_mark: self.config.globals.self_mark.value,
+            listener: 0,
         };
         (&mut self.tcp, &mut self.udp, &mut self.batch, &mut self.replies, cx)
     }
@@ -451,11 +454,31 @@ impl Engine {
         log::set_max_level(globals.log_level);
         self.config = config;
         self.ask_names();
+        let kept: Vec<usize> = plan.iter().filter_map(|planned| planned.from).collect();
         self.take_listeners(plan)?;
+        if self.config.globals.drop_stale {
+            let ended = self.drop_stale(&kept);
+            if ended > 0 {
+                changes.push(format!("{ended} sessions of what was removed ended"));
+            }
+        }
         if changes.is_empty() {
             changes.push("nothing".into());
         }
         Ok(changes)
+    }
+
+    /// Ends what a listener that is not in one of the `kept` places has taken before, or what leaves by an outbound that is not
+    /// configured any more.
+    fn drop_stale(&mut self, kept: &[usize]) -> usize {
+        let gone: Vec<bool> =
+            self.outbounds.iter().map(|(_, outbound)| !outbound.configured && outbound.sessions > 0).collect();
+        let is_gone = |index: u16| gone.get(usize::from(index)).copied().unwrap_or(false);
+        let stale =
+            |view: &View| is_gone(view.outbound) || is_gone(view.group) || !kept.contains(&usize::from(view.listener));
+        let now = self.tick();
+        let (tcp, udp, _, _, mut cx) = self.split(now);
+        tcp.end(stale, || CloseReason::Stale, &mut cx) + udp.end(stale, || CloseReason::Stale, &mut cx)
     }
 
     /// Tells which devices the networks are that rules name.
@@ -542,6 +565,7 @@ impl Engine {
     fn take_leave(&mut self, mut listener: Listener) {
         let now = self.tick();
         let (tcp, udp, batch, replies, mut cx) = self.split(now);
+        cx.listener = listener.place;
         if listener.fd(Proto::Tcp).is_some() {
             listener.note(Proto::Tcp);
         }

@@ -111,6 +111,7 @@ impl Lab {
             origins: &mut self.origins,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
+            listener: 0,
         };
         for event in self.events.iter() {
             match Owner::of(event.token()) {
@@ -144,6 +145,7 @@ impl Lab {
             origins: &mut self.origins,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
+            listener: 0,
         };
         self.tcp.open(near.into(), flow, 0, None, &mut cx);
     }
@@ -163,6 +165,7 @@ impl Lab {
             origins: &mut self.origins,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
+            listener: 0,
         };
         for slot in 0..self.batch.receive(gate.as_fd()).unwrap() {
             let client = self.batch.get(slot).unwrap().from;

@@ -48,6 +48,8 @@ pub struct Mapping {
     pub(super) via: u16,
     /// It has one destination alone, for answers that name none.
     pub(super) single: bool,
+    /// Place of the listener that took its first datagram.
+    pub(super) listener: u8,
     pub(super) rule: Option<u16>,
     /// The name that the flow which began it asked for, where it was looked for and found.
     pub(super) name: Option<NameSlot>,
@@ -197,6 +199,7 @@ impl Mapping {
             orig_dst: self.orig_dst.address(),
             outbound: self.via,
             group: self.outbound,
+            listener: self.listener,
             rule: self.rule,
             started: self.started,
             bytes_up: self.bytes_up,

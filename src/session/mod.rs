@@ -61,6 +61,8 @@ pub struct Cx<'a> {
     pub sniff_timeout: Duration,
     /// fwmark of the daemon's own packets.
     pub self_mark: u32,
+    /// Place of the listener whose connections and datagrams are being taken.
+    pub listener: u8,
 }
 
 /// Which end of a session or mapping a descriptor is.
@@ -165,6 +167,8 @@ pub enum CloseReason {
     Evicted,
     /// Someone asked for it.
     Kicked,
+    /// A reload has taken its listener or its outbound away, under `option drop_stale`.
+    Stale,
     /// The address that its connection to the server is bound to is this machine's no more.
     AddressGone,
     /// The daemon stops.
@@ -183,6 +187,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Rejected => f.write_str("rejected"),
             CloseReason::Evicted => f.write_str("evicted"),
             CloseReason::Kicked => f.write_str("kicked"),
+            CloseReason::Stale => f.write_str("stale"),
             CloseReason::AddressGone => f.write_str("own address has gone"),
             CloseReason::Stopping => f.write_str("daemon stops"),
         }

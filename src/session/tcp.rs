@@ -41,6 +41,8 @@ pub struct Session {
     /// The name that the client asks for, where it was looked for and found, and there was room for it.
     pub(super) name: Option<NameSlot>,
     pub(super) stage: Stage,
+    /// Place of the listener that took it.
+    listener: u8,
     queued: bool,
     /// Keep-alive is set at the far end.
     kept_alive: bool,
@@ -88,6 +90,8 @@ pub struct View {
     pub outbound: u16,
     /// Index of the one that the rules say, which may be a group.
     pub group: u16,
+    /// Place of the listener that took it.
+    pub listener: u8,
     /// Number of the rule that decided.
     pub rule: Option<u16>,
     /// When it began.
@@ -196,6 +200,7 @@ impl Tcp {
             rule,
             name: None,
             stage: Stage::Resolving,
+            listener: cx.listener,
             queued: false,
             kept_alive: false,
             pipes_watched: false,
@@ -504,6 +509,11 @@ impl Tcp {
 
     /// Ends the session of this [`View::id`], or all of a client; returns how many.
     pub fn kick(&mut self, which: impl Fn(&View) -> bool, cx: &mut Cx<'_>) -> usize {
+        self.end(which, || CloseReason::Kicked, cx)
+    }
+
+    /// Ends the sessions that `which` picks, for this reason; returns how many.
+    pub fn end(&mut self, which: impl Fn(&View) -> bool, reason: impl Fn() -> CloseReason, cx: &mut Cx<'_>) -> usize {
         let mut count = 0;
         for slot in 0..self.sessions.touched() {
             let Some(key) = self.sessions.key_at(slot) else { continue };
@@ -511,7 +521,7 @@ impl Tcp {
             if which(&session.view(key)) {
                 session.near.reset();
                 session.far.reset();
-                self.close(key, CloseReason::Kicked, cx);
+                self.close(key, reason(), cx);
                 count += 1;
             }
         }
@@ -617,6 +627,7 @@ impl Session {
             orig_dst: self.orig_dst.address(),
             outbound: if self.via == NO_WAY { self.outbound } else { self.via },
             group: self.outbound,
+            listener: self.listener,
             rule: self.rule,
             started: self.started,
             bytes_up: self.far.sent,

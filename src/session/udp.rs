@@ -257,6 +257,7 @@ impl Udp {
             outbound,
             via: outbound,
             single,
+            listener: cx.listener,
             rule,
             name: name.and_then(|name| cx.names.insert(name)),
             started: cx.now,
@@ -501,15 +502,16 @@ impl Udp {
 
     /// Ends all mappings.
     pub fn close_all(&mut self, cx: &mut Cx<'_>) {
-        self.kick_as(|_| true, || CloseReason::Stopping, cx);
+        self.end(|_| true, || CloseReason::Stopping, cx);
     }
 
     /// Ends the mappings that `which` picks; returns how many.
     pub fn kick(&mut self, which: impl Fn(&View) -> bool, cx: &mut Cx<'_>) -> usize {
-        self.kick_as(which, || CloseReason::Kicked, cx)
+        self.end(which, || CloseReason::Kicked, cx)
     }
 
-    fn kick_as(&mut self, which: impl Fn(&View) -> bool, reason: impl Fn() -> CloseReason, cx: &mut Cx<'_>) -> usize {
+    /// Ends the mappings that `which` picks, for this reason; returns how many.
+    pub fn end(&mut self, which: impl Fn(&View) -> bool, reason: impl Fn() -> CloseReason, cx: &mut Cx<'_>) -> usize {
         let mut count = 0;
         for slot in 0..self.mappings.touched() {
             let Some(key) = self.mappings.key_at(slot) else { continue };

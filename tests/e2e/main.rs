@@ -37,6 +37,7 @@ mod mending;
 mod names;
 mod operation;
 mod redirect;
+mod reloads;
 mod router;
 mod tcp;
 mod udp;

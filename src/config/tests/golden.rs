@@ -51,7 +51,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("globals", "option backend iptables", "globals backend 'iptables'"),
         ("globals", "option client_sessions 100", "globals client_sessions '100'"),
         ("globals", "option reclassify yes", "globals reclassify 'yes'"),
-        ("globals", "option drop_stale on", "globals drop_stale 'on'"),
         ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
         ("listener", "option mode plain", "listener mode 'plain'"),
         ("listener", "option mode socks5", "listener mode 'socks5'"),
