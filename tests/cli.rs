@@ -191,3 +191,39 @@ fn every_finding_of_check_is_in_the_readme_and_provoked_by_a_test() {
         assert!(by_severity || tests.contains(&quoted), "no test provokes {id}");
     }
 }
+
+/// The texts of all warnings and errors that the program logs.
+fn log_lines() -> Vec<String> {
+    let mut lines = Vec::new();
+    let source = sources("src");
+    for kind in ["log::warn!(", "log::error!(", "log::log!("] {
+        for call in source.split(kind).skip(1) {
+            // the first string of the call
+            let Some(text) = call.split_once('"').map(|(_, rest)| rest) else { continue };
+            let end = text.char_indices().find(|(at, c)| *c == '"' && !text[..*at].ends_with('\\')).map(|(at, _)| at);
+            let text = text[..end.expect("a string ends")].replace("\\\n", "").replace("\\n", "\n");
+            lines.push(text.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+    }
+    lines
+}
+
+#[test]
+fn every_warning_and_error_that_is_logged_stands_in_the_readme_with_its_cause_and_cure() {
+    let table =
+        README.split("| log line | cause | cure |").nth(1).expect("a table").split("\n\n").next().expect("rows");
+    let lines = log_lines();
+    assert!(lines.len() > 20, "{lines:?}");
+    for line in &lines {
+        // what stands for itself between the values
+        let parts =
+            line.split('{').map(|part| part.split_once('}').map_or(part, |(_, rest)| rest).trim_matches([' ', ':']));
+        let longest = parts.max_by_key(|part| part.len()).unwrap_or_default();
+        // "{e}", "{warning}": the words come from elsewhere
+        assert!(longest.len() < 4 || table.contains(longest), "README.md lacks the log line '{line}' ('{longest}')");
+    }
+    for row in table.lines().filter(|row| row.starts_with("| `")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        assert!(cells.len() == 3 && cells.iter().all(|cell| cell.trim().len() > 3), "{row}");
+    }
+}

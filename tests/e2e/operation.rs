@@ -10,7 +10,7 @@ use crate::mirror::{Mirror, seen_by_tcp};
 use crate::ns::Namespace;
 use crate::passage::socks_uci;
 use crate::process::{Process, TempDir, describe};
-use crate::sock::{PATIENCE, refusal};
+use crate::sock::{PATIENCE, accept, connect, exchange, listen, refusal};
 use crate::socks::{Manners, Socks};
 
 fn listener(status: &Json, what: &str) -> u64 {
@@ -212,4 +212,40 @@ fn explain_tells_listener_rules_and_outbound_from_the_daemon_or_from_the_file_an
         of_file.contains("So: it depends on domain") && of_file.contains("outbound 'reject' by rule 4"),
         "{of_file}"
     );
+}
+
+/// Switches of a process away from the processor and back, of its own accord or not.
+fn switches(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let counts = status.lines().filter(|line| line.contains("_ctxt_switches:"));
+    counts.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn without_traffic_neither_the_daemon_nor_its_helper_wakes_up() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab, &socks_uci(Family::V4).globals(&[("metrics", "127.0.0.1:9233")]));
+    let follower = follow(&daemon, &lab.router);
+    // a session that is there, and idle
+    let _proxy = Socks::start(&lab.server, Family::V4.proxy(), 1080, Manners::default());
+    let listener = listen(&lab.server, Family::V4.destination(80), 80);
+    let mut client = connect(&lab.client, listener.local_addr().expect("bound"));
+    let mut server = accept(&listener);
+    exchange(&mut client, &mut server, b"ask", b"answer");
+    let pid = daemon.process().pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+    let helper: u32 = children.trim().parse().expect("one child, the helper");
+    // what the start has left to do may take a while on a busy machine; then a whole second passes without a wake-up
+    let begin = Instant::now();
+    loop {
+        let before = (switches(pid), switches(helper));
+        std::thread::sleep(Duration::from_secs(1));
+        let after = (switches(pid), switches(helper));
+        if before == after {
+            break;
+        }
+        assert!(begin.elapsed() < PATIENCE, "it wakes up every second: {before:?} to {after:?}");
+    }
+    exchange(&mut client, &mut server, b"still", b"there");
+    drop(follower);
 }
