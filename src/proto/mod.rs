@@ -10,6 +10,7 @@ pub mod ctnetlink;
 pub mod dns;
 pub mod http;
 pub mod http_head;
+pub mod http_server;
 pub mod json;
 pub mod packet;
 pub mod proxy_header;
@@ -19,6 +20,7 @@ pub mod quic_initial;
 mod quic_keys;
 pub mod sniff;
 pub mod socks5;
+pub mod socks5_server;
 pub mod socks5_udp;
 
 /// A cursor over received bytes. Every read is checked; one that would pass the end is `None` and moves nothing.

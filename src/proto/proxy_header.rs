@@ -1,8 +1,12 @@
 //! The PROXY protocol's header, versions 1 and 2: who the client is and where it wanted to go, told to the next server
 //! (HAProxy's specification of the PROXY protocol, sections 2.1 and 2.2).
 
+pub use reader::{Header, read};
+
 use super::Writer;
 use std::net::{IpAddr, SocketAddr};
+
+mod reader;
 
 /// Which form a header has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
