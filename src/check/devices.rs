@@ -29,6 +29,18 @@ fn look(findings: &mut Findings, listener: &Listener, device: &str, ways_out: &[
         let text = format!("listener '{name}': {device} is a port of bridge {bridge}, by whose name packets come in");
         findings.push(Finding::fail("bridge_port", text, format!("list device '{bridge}'")));
     }
+    let redirects = |place: &str| {
+        root.read(&format!("proc/sys/net/ipv4/conf/{place}/send_redirects")).is_some_and(|on| on.trim() == "1")
+    };
+    if ways_out.iter().any(|way| way == device) && (redirects("all") || redirects(device)) {
+        // A box beside the main router: the kernel tells who sent by it of the shorter way (RFC 792, redirect).
+        let text = format!(
+            "listener '{name}': {device} is the way out, too, and send_redirects is on: while tproxyd does not run, \
+             clients learn the way past this router"
+        );
+        let mend = format!("sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.{device}.send_redirects=0");
+        findings.push(Finding::warn("send_redirects", text, mend));
+    }
     if ways_out.iter().any(|way| way == device) {
         let text = format!("listener '{name}': the default route leads out by {device}: is that where clients are?");
         findings.push(Finding::warn("way_out", text, "name the device of the LAN in `list device` or `list network`"));

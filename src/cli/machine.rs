@@ -47,7 +47,7 @@ pub(super) struct Rules {
     /// nft, or iptables (not in this build)
     #[argh(option, from_str_fn(backend))]
     backend: Option<Backend>,
-    /// not in this build: what to put on the main router
+    /// what to put on the main router, which then sends its clients' packets to this box
     #[argh(switch)]
     main_router: bool,
     /// just what on_failure 'block' needs before the daemon runs
@@ -101,9 +101,6 @@ impl Rules {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = load(&self.config)?;
         let Rules { backend, main_router, block_only, .. } = self;
-        if main_router {
-            return Err(Failure::not_in_this_build("rules --main-router"));
-        }
         let options = RulesOptions { backend, main_router, block_only };
         let rules = commands::rules(&config, options).map_err(|e| Failure::Failed(e.to_string()))?;
         for warning in &rules.warnings {

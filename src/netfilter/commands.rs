@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{Facts, Installation, look, questions, render, render_block};
+use super::{Facts, Installation, look, main_router, questions, render, render_block};
 use crate::config::{self, Backend, Config, Env};
 use crate::error::Error;
 
@@ -36,10 +36,10 @@ pub fn rules(cfg: &Config, options: RulesOptions) -> Result<Rules, Error> {
     if options.backend.unwrap_or(cfg.globals.backend) == Backend::Iptables {
         return not_built("the iptables backend");
     }
-    if options.main_router {
-        return not_built("--main-router");
-    }
     let facts = facts_now(cfg)?;
+    if options.main_router {
+        return Ok(Rules { text: main_router::render(&cfg.globals, &facts)?, warnings: facts.warnings(cfg) });
+    }
     let mut text = String::new();
     if options.block_only {
         text += "# tproxyd: what `on_failure 'block'` drops until the daemon runs. Load by: nft -f FILE\n";
@@ -95,10 +95,9 @@ mod tests {
     fn what_this_build_lacks_is_said_and_not_ignored() {
         let cfg = defaults().unwrap();
         let iptables = RulesOptions { backend: Some(Backend::Iptables), ..RulesOptions::default() };
+        assert!(rules(&cfg, iptables).unwrap_err().to_string().contains("not in this build"));
         let main_router = RulesOptions { main_router: true, ..RulesOptions::default() };
-        for options in [iptables, main_router] {
-            assert!(rules(&cfg, options).unwrap_err().to_string().contains("not in this build"));
-        }
+        assert!(rules(&cfg, main_router).unwrap_err().to_string().contains("no listener has a device"));
     }
 
     #[test]

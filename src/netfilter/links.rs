@@ -80,6 +80,46 @@ pub fn on_link(listener_devices: &[String]) -> Result<Vec<IpRange>, Error> {
     Ok(ranges)
 }
 
+/// The MAC address of the device `name`, if it is on an Ethernet.
+pub fn mac_of(name: &str) -> Option<String> {
+    let index = crate::sys::interface::index(name).ok()?;
+    let mut socket = Netlink::open(Family::Route).ok()?;
+    let mut found = None;
+    Message::new(RTM_GETLINK, 0, &[0; 16])
+        .dump(&mut socket, |_, body| {
+            let of = attributes(body.get(16..).unwrap_or_default()).find(|a| a.0 == IFLA_ADDRESS);
+            if u32_at(body, 4) == index
+                && let Some([a, b, c, d, e, f]) = of.map(|a| a.1)
+            {
+                found = Some(format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
+            }
+        })
+        .ok()?;
+    found.filter(|mac| mac != "00:00:00:00:00:00")
+}
+
+/// Addresses of the device `name` that others can reach it by.
+///
+/// # Errors
+/// There is no such device, or the kernel refuses to list addresses.
+pub fn addresses_of(name: &str) -> Result<Vec<IpAddr>, Error> {
+    let failed = |error: std::io::Error| Error::new(format!("list the addresses of {name}"), error);
+    let index = crate::sys::interface::index(name).map_err(failed)?;
+    let mut socket = Netlink::open(Family::Route).map_err(failed)?;
+    let mut found = Vec::new();
+    Message::new(RTM_GETADDR, 0, &[0; 8])
+        .dump(&mut socket, |_, body| {
+            let of = |wanted| {
+                attributes(body.get(8..).unwrap_or_default()).find(|a| a.0 == wanted).and_then(|a| address(a.1))
+            };
+            if u32_at(body, 4) == index {
+                found.extend(of(IFA_LOCAL).or_else(|| of(IFA_ADDRESS)).filter(|address| !is_link_local(*address)));
+            }
+        })
+        .map_err(failed)?;
+    Ok(found)
+}
+
 /// True if the device `name` is meant by `pattern`, which may end in `*`.
 pub fn device_matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
@@ -139,8 +179,10 @@ fn is_link_local(address: IpAddr) -> bool {
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETADDR: u16 = 22;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 const RTN_UNICAST: u8 = 1;
 const RT_TABLE_MAIN: u32 = 254;
 const RTPROT_KERNEL: u8 = 2;

@@ -7,6 +7,7 @@ pub mod conntrack;
 pub mod counters;
 pub mod links;
 pub mod load;
+pub mod main_router;
 pub(crate) mod message;
 pub mod neighbours;
 pub mod networks;
@@ -38,6 +39,8 @@ pub struct Facts {
     pub former_devices: Vec<String>,
     /// Prefixes that are connected directly, to which traffic stays with the firewall.
     pub on_link: Vec<IpRange>,
+    /// Devices that default routes lead out by.
+    pub ways_out: Vec<String>,
     /// The outbounds' servers as far as their addresses are known.
     pub servers: Vec<ServerAddress>,
     /// The families that this kernel has.
@@ -117,6 +120,7 @@ impl Facts {
             devices: devices.collect(),
             former_devices: Vec::new(),
             on_link: found.on_link.clone(),
+            ways_out: routes::default_devices().unwrap_or_default(),
             servers: all,
             families: kernel_families(),
             networks: networks

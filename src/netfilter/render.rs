@@ -21,6 +21,7 @@ use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mark, Mod
 
 mod keep_source;
 mod narrowing;
+mod one_arm;
 mod redirecting;
 mod router;
 mod text;
@@ -68,6 +69,11 @@ pub fn render_on_link(on_link: &[IpRange]) -> String {
     out
 }
 
+/// A range as nft and iptables write it.
+pub(super) fn prefix_text(range: &IpRange) -> String {
+    text::address_range(range)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Run,
@@ -95,6 +101,7 @@ impl<'a> Script<'a> {
             let devices = facts.devices.get(i)?.iter().filter_map(|name| device(name)).collect::<Vec<_>>();
             let families = usable_families(listener, facts.families);
             let reachable = (!devices.is_empty() || listener.router) && (families.v4 || families.v6);
+            let reachable = reachable && listener.mode.intercepts();
             reachable.then_some(Active { listener, devices, families })
         });
         Script { cfg, facts, purpose, active: listeners.collect(), out: String::new() }
@@ -113,6 +120,7 @@ impl<'a> Script<'a> {
         }
         self.verdicts();
         self.output();
+        self.one_arm();
         self.out
     }
 
@@ -143,6 +151,7 @@ impl<'a> Script<'a> {
         self.declare_redirecting();
         self.declare_router();
         self.declare_verdicts();
+        self.declare_one_arm();
         for (set, kind) in [(SERVERS4, "ipv4_addr"), (SERVERS6, "ipv6_addr")] {
             self.line(format_args!("add set inet {TABLE} {set} {{ type {kind} . inet_proto . inet_service; }}"));
         }
@@ -251,7 +260,7 @@ impl<'a> Script<'a> {
             let to = match listener.mode {
                 Mode::Tproxy => "listener",
                 Mode::Redirect if chain == "caught" && self.left_alone().contains(&index) => "left",
-                Mode::Redirect => continue,
+                _ => continue,
             };
             let own = (chain == "live" && listener.router).then_some(LOOPBACK);
             let devices = devices.iter().copied().chain(own);
@@ -324,7 +333,7 @@ impl<'a> Script<'a> {
                 format!("tproxy {family} to {to}:{port} {ct_mark} {packet_mark} counter name listener_{name} accept")
             }
             // marked for those who let what is ours through their `input`
-            Mode::Redirect => format!("{packet_mark} {}", self.redirect(active, v4)),
+            _ => format!("{packet_mark} {}", self.redirect(active, v4)),
         }
     }
 

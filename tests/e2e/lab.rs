@@ -85,6 +85,8 @@ pub struct Lab {
     pub server: Namespace,
     /// Where packets to [`Family::silent`] end: nobody is there.
     void: Namespace,
+    /// The switch of [`Lab::on_one_segment`].
+    _switch: Option<Namespace>,
 }
 
 const CLIENT: &str = "
@@ -132,7 +134,7 @@ impl Lab {
     /// Builds the network; it is gone when the value is dropped, or the process ends.
     pub fn new() -> Lab {
         let [client, router, server, void] = std::array::from_fn(|_| Namespace::new());
-        let lab = Lab { client, router, server, void };
+        let lab = Lab { client, router, server, void, _switch: None };
         for ns in [&lab.client, &lab.router, &lab.server] {
             // No duplicate address detection: an address must be usable at once. ICMP errors must not be rationed,
             // for the tests count on each.
@@ -155,6 +157,37 @@ impl Lab {
             ns.tool("ip", &["-batch", "-"], batch);
         }
         lab
+    }
+
+    /// Client, main router and box on one LAN (see `segment.rs`): [`Lab::router`] is the box, whose only device is `lan0`;
+    /// the main router is returned beside. `box_is_gateway`: the client's default route leads to the box.
+    pub fn on_one_segment(box_is_gateway: bool) -> (Lab, Namespace) {
+        let [client, main, router, server, void, switch] = std::array::from_fn(|_| Namespace::new());
+        for ns in [&client, &main, &router, &server] {
+            ns.sysctl(&[("ipv6/conf/default/accept_dad", "0"), ("ipv6/conf/all/accept_dad", "0")]);
+        }
+        for ns in [&main, &router, &server] {
+            ns.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")]);
+        }
+        server.sysctl(&[("ipv6/ip_nonlocal_bind", "1")]);
+        let mut cables = String::from("link add br0 type bridge\nlink set br0 up\n");
+        for (n, (ns, device)) in [(&client, "eth0"), (&main, "br-lan"), (&router, "lan0")].into_iter().enumerate() {
+            cables += &format!("link add port{n} type veth peer name {device} netns {}\n", ns.path());
+            cables += &format!("link set port{n} master br0\nlink set port{n} up\n");
+        }
+        switch.tool("ip", &["-batch", "-"], &cables);
+        let wan = format!("link add wan0 type veth peer name eth0 netns {}\n", server.path());
+        let nowhere = format!("link add nowhere type veth peer name eth0 netns {}\n", void.path());
+        let gateway = if box_is_gateway { ("192.168.1.254", "fd00:1::fe") } else { ("192.168.1.1", "fd00:1::1") };
+        let of_client = CLIENT.replace("via 192.168.1.1\n", &format!("via {}\n", gateway.0));
+        let of_client = of_client.replace("via fd00:1::1\n", &format!("via {}\n", gateway.1));
+        let of_main = wan + &ROUTER.replace("lan0", "br-lan");
+        for (ns, batch) in
+            [(&main, &*of_main), (&router, BOX), (&client, &*of_client), (&server, &*(nowhere + SERVER)), (&void, VOID)]
+        {
+            ns.tool("ip", &["-batch", "-"], batch);
+        }
+        (Lab { client, router, server, void, _switch: Some(switch) }, main)
     }
 
     /// A client in a second network, on the router's `lan1`. The server has no way back to it.
@@ -197,6 +230,16 @@ impl Lab {
         self.router.tool("nft", &["-f", "-"], FIREWALL);
     }
 }
+
+const BOX: &str = "
+link set lo up
+link set lan0 address 02:00:5e:10:00:fe
+addr add 192.168.1.254/24 dev lan0
+addr add fd00:1::fe/64 dev lan0 nodad
+link set lan0 up
+route add default via 192.168.1.1
+route add ::/0 via fd00:1::1
+";
 
 const SECOND_NETWORK: &str = "
 addr add 192.168.2.1/24 dev lan1

@@ -88,7 +88,7 @@ impl<'a> Script<'a> {
                     let mark = self.cfg.globals.mark;
                     rules.push(format!("{} {} accept", sets_mark("ct mark", mark), sets_mark("meta mark", mark)));
                 }
-                (Purpose::Run, Mode::Redirect) => {
+                (Purpose::Run, _) => {
                     for v4 in [true, false].into_iter().filter(|v4| active.takes(*v4)) {
                         rules.push(format!(
                             "{} meta l4proto {{ tcp, udp }} {}",

@@ -60,6 +60,8 @@ fn listener(name: &str, port: u16) -> Listener {
         dest_ip: Values::default(),
         dest_port: Values::default(),
         router: false,
+        allow_ip: Values::default(),
+        accept_proxy: false,
     }
 }
 
@@ -76,6 +78,7 @@ fn facts(cfg: &Config) -> Facts {
         devices: cfg.listeners.iter().map(|listener| listener.device.clone()).collect(),
         former_devices: Vec::new(),
         on_link: vec![range("192.168.1.0", "192.168.1.255"), range("fd00:1::", "fd00:1::ffff:ffff:ffff:ffff")],
+        ways_out: vec!["wan".into()],
         servers: vec![ServerAddress { tcp: true, address: "203.0.113.5:1080".parse().unwrap() }],
         families: ANY,
         networks: Vec::new(),
@@ -172,6 +175,19 @@ fn what_the_router_sends_by_either_mode() {
     cfg.globals.on_failure = OnFailure::Block;
     loads(&render(&cfg, &facts(&cfg)));
     loads(&render_block(&cfg, &facts(&cfg)));
+}
+
+#[test]
+fn a_way_out_by_a_listeners_device() {
+    let mut wild = listener("lan", 2333);
+    wild.device = vec!["br*".into()];
+    let cfg = config(vec![wild]);
+    let facts = Facts { ways_out: vec!["br-lan".into(), "wan".into()], ..facts(&cfg) };
+    let text = render(&cfg, &facts);
+    let there = text.lines().filter(|line| line.contains("one arm")).collect::<Vec<_>>();
+    assert_eq!(there.len(), 4, "{there:?}");
+    assert!(there.iter().all(|line| line.contains(r#"oifname "br-lan""#)), "{there:?}");
+    loads(&text);
 }
 
 #[test]

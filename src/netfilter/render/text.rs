@@ -37,7 +37,7 @@ pub(super) fn address_ranges(ranges: &[IpRange], v4: bool) -> Vec<String> {
     ranges.iter().filter(|range| range.first.is_ipv4() == v4).map(address_range).collect()
 }
 
-fn address_range(range: &IpRange) -> String {
+pub(super) fn address_range(range: &IpRange) -> String {
     let IpRange { first, last } = range;
     if first == last {
         return first.to_string();
