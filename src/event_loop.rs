@@ -9,7 +9,7 @@ use crate::policy::{Policy, Proto};
 use crate::resolve::{NameId, Outcome, QUERIES_MAX, Resolver, ServersSource};
 use crate::session::association;
 use crate::session::checks::{CHECKS_MAX, Checks};
-use crate::session::intercept::Listener;
+use crate::session::intercept::{Allowed, Listener};
 use crate::session::origin::Origins;
 use crate::session::outbound::{HeldBack, Limiter, Outbounds};
 use crate::session::pipes::Pipes;
@@ -524,7 +524,17 @@ impl Engine {
                 !taken(place) && listener.as_ref().is_some_and(|l| l.may_become(section, self.families))
             });
             let old = from.and_then(|place| self.listeners[place].as_ref());
-            plan.push(Planned { from, listener: Listener::open(section, self.families, mark, old, &self.listeners)? });
+            plan.push(Planned {
+                from,
+                listener: Listener::open(
+                    section,
+                    self.families,
+                    mark,
+                    old,
+                    &self.listeners,
+                    Allowed::of(section, config),
+                )?,
+            });
         }
         Ok(plan)
     }
@@ -581,8 +591,9 @@ impl Engine {
         for (place, listener) in self.listeners.iter().enumerate() {
             let redirects = &mut self.replies.redirects;
             let socket = listener.as_ref().map_or(Ok(None), Listener::answering_socket);
+            let translated = listener.as_ref().is_some_and(|listener| listener.bound.mode == config::Mode::Redirect);
             let added = socket.and_then(|socket| match socket {
-                Some(socket) => redirects.add_listener(place, socket),
+                Some(socket) => redirects.add_listener(place, socket, translated),
                 None => {
                     redirects.remove_listener(place);
                     Ok(())

@@ -30,11 +30,15 @@ pub enum Drop {
     IcmpRate,
     /// A session that got no socket because descriptors or kernel memory ran out.
     NoDescriptor,
+    /// A connection or datagram of somebody whom `allow_ip` does not name.
+    NotAllowed,
+    /// A connection or datagram that did not begin with what its listener's mode wants: a request, a PROXY header.
+    NoGreeting,
 }
 
 impl Drop {
     /// All, in order of their numbers.
-    pub const ALL: [Drop; 10] = [
+    pub const ALL: [Drop; 12] = [
         Drop::NotIntercepted,
         Drop::NoDestination,
         Drop::TooLarge,
@@ -45,6 +49,8 @@ impl Drop {
         Drop::ByRule,
         Drop::IcmpRate,
         Drop::NoDescriptor,
+        Drop::NotAllowed,
+        Drop::NoGreeting,
     ];
 
     /// The name in `status`.
@@ -60,6 +66,8 @@ impl Drop {
             Drop::ByRule => "by_rule",
             Drop::IcmpRate => "icmp_rate",
             Drop::NoDescriptor => "no_descriptor",
+            Drop::NotAllowed => "not_allowed",
+            Drop::NoGreeting => "no_greeting",
         }
     }
 }

@@ -67,12 +67,6 @@ enum Failure {
     NobodyReads,
 }
 
-impl Failure {
-    fn not_in_this_build(command: &str) -> Failure {
-        Failure::Usage(format!("{command} is not in this build"))
-    }
-}
-
 /// Status 1: it failed at run time.
 const FAILED: u8 = 1;
 

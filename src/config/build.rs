@@ -246,6 +246,9 @@ fn listener(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Li
         let message = format!("{title} needs list device or list network: it never catches everything");
         report.error(section.line, message);
     }
+    if !intercepts && !section.has("allow_ip") {
+        report.warn(section.line, format!("{title} has no list allow_ip: nobody may connect"));
+    }
     let address = section.address("address");
     let families = match (section.families(), address) {
         (given, None) => given,
@@ -266,7 +269,9 @@ fn listener(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Li
         line: section.line,
         mode: match section.word("mode") {
             Some("redirect") => Mode::Redirect,
-            // Modes that this build doesn't have were refused by the schema.
+            Some("plain") => Mode::Plain,
+            Some("http") => Mode::Http,
+            Some("socks5") => Mode::Socks5,
             _ => Mode::Tproxy,
         },
         port: section.number("port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
@@ -281,6 +286,8 @@ fn listener(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Li
         dest_ip: names.addresses(section, "dest_ip", report),
         dest_port: section.ports("dest_port"),
         router: section.flag("router"),
+        allow_ip: names.addresses(section, "allow_ip", report),
+        accept_proxy: section.flag("accept_proxy"),
     }
 }
 

@@ -77,7 +77,9 @@ pub(super) fn no_port_twice(listeners: &[Listener], report: &mut Report<'_>) {
 /// The first listener in the file that matches takes the packet; where two may match, it is said.
 pub(super) fn overlapping_listeners(listeners: &[Listener], report: &mut Report<'_>) {
     for (place, later) in listeners.iter().enumerate() {
-        if let Some(earlier) = listeners.iter().take(place).find(|earlier| overlap(earlier, later)) {
+        let both =
+            |earlier: &&Listener| earlier.mode.intercepts() && later.mode.intercepts() && overlap(earlier, later);
+        if let Some(earlier) = listeners.iter().take(place).find(both) {
             let message = format!(
                 "listener '{}' overlaps '{}' on line {}, which takes what both match",
                 later.name, earlier.name, earlier.line

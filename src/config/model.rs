@@ -265,6 +265,10 @@ pub struct Listener {
     pub dest_port: Values<PortRange>,
     /// `option router`: what this machine itself sends is caught, too.
     pub router: bool,
+    /// `list allow_ip`: who may connect to one that does not intercept; nobody if empty.
+    pub allow_ip: Values<AddressMatch>,
+    /// `option accept_proxy`: client and original destination come in a PROXY header.
+    pub accept_proxy: bool,
 }
 
 /// How packets reach a listener.
@@ -274,6 +278,19 @@ pub enum Mode {
     Tproxy,
     /// nat REDIRECT, for kernels without TPROXY: connection tracking knows where the packets were going.
     Redirect,
+    /// An ordinary port: what comes goes to a fixed server, or a PROXY header says where to.
+    Plain,
+    /// An HTTP proxy for clients that are told.
+    Http,
+    /// A SOCKS5 proxy for clients that are told.
+    Socks5,
+}
+
+impl Mode {
+    /// Packets reach it that were meant for others.
+    pub fn intercepts(self) -> bool {
+        matches!(self, Mode::Tproxy | Mode::Redirect)
+    }
 }
 
 /// `config set`.

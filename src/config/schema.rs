@@ -81,7 +81,7 @@ const GIB: u64 = 1024 * 1024 * KIB;
 pub const MOST_SESSIONS: u64 = 16_384;
 
 const LEVELS: &[Word] = &[has("error"), has("warn"), has("info"), has("debug"), has("trace")];
-const MODES: &[Word] = &[has("tproxy"), has("redirect"), later("plain"), later("http"), later("socks5")];
+const MODES: &[Word] = &[has("tproxy"), has("redirect"), has("plain"), has("http"), has("socks5")];
 const TYPES: &[Word] = &[
     has("direct"),
     has("forward"),
@@ -163,8 +163,8 @@ const LISTENER: &[Opt] = &[
     opt("dest_ip", Kind::Addresses, "", "narrows what is caught, by destination").many().only(INTERCEPTING),
     opt("dest_port", Kind::Ports, "", "narrows what is caught, by destination").many().only(INTERCEPTING),
     opt("router", Kind::Flag, "0", "also what the router itself sends").only(INTERCEPTING),
-    opt("accept_proxy", Kind::Flag, "0", "client and destination come in a PROXY header").only(&["plain"]).later(),
-    opt("allow_ip", Kind::Addresses, "", "who may connect").many().only(&["plain", "http", "socks5"]).later(),
+    opt("accept_proxy", Kind::Flag, "0", "client and destination come in a PROXY header").only(&["plain"]),
+    opt("allow_ip", Kind::Addresses, "", "who may connect").many().only(&["plain", "http", "socks5"]),
 ];
 
 const OUTBOUND: &[Opt] = &[

@@ -105,7 +105,7 @@ mod tests {
     use crate::proto::sniff::Name;
 
     fn name(text: &str, port: u16) -> Target {
-        Target::Name(Box::new(Name::parse(text.as_bytes()).unwrap()), port)
+        Target::Name(Name::parse(text.as_bytes()).unwrap(), port)
     }
 
     #[test]

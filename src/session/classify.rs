@@ -82,7 +82,16 @@ impl Tcp {
         let verdict = cx.policy.decide_and_count(&Flow { domain: name, ..flow });
         session.rule = verdict.rule;
         session.name = name.and_then(|name| cx.names.insert(name));
-        match verdict.target {
+        let target = match verdict.target {
+            // without its name nobody would know where it was going
+            _ if session.is_by_name() && session.name.is_none() => Target::Reject,
+            Target::Direct if !session.may_go_itself() => Target::Reject,
+            Target::Outbound(index) if !cx.outbounds.get(index).is_forward() && !session.may_go_itself() => {
+                Target::Reject
+            }
+            target => target,
+        };
+        match target {
             Target::Direct => self.dial(key, cx),
             Target::Outbound(index) => {
                 cx.outbounds.get_mut(session.outbound).sessions -= 1;
@@ -93,7 +102,7 @@ impl Tcp {
             Target::Reject => {
                 cx.stats.drop(Drop::ByRule);
                 cx.stats.tcp.refused += 1;
-                session.near.reset();
+                self.tell_failure(key, true, cx);
                 self.close(key, CloseReason::Rejected, cx);
             }
             Target::Drop => {

@@ -5,9 +5,11 @@ use super::dial::set_keepalive_or_warn;
 use super::reply::Replies;
 use super::tcp::Tcp;
 use super::udp::{BATCHES_PER_TURN, Udp};
-use crate::config::{self, Families, Mode, Target};
+use crate::config::{self, AddressMatch, Config, Entries, Families, IpRange, Mode, Target};
 use crate::error::Error;
 use crate::policy::{Flow, Proto};
+use crate::proto::proxy_header::{self, Header, Transport as Carrier};
+use crate::proto::socks5_udp::{self, UdpSource};
 use crate::stats::Drop;
 use crate::sys::dgram::{ReceiveBatch, SLOTS};
 use crate::sys::socket::{Family, Transport};
@@ -33,6 +35,45 @@ pub struct Listener {
     queued: bool,
     /// Its place among the listeners.
     pub place: u8,
+    /// Who may connect to one that does not intercept.
+    allowed: Allowed,
+    accept_proxy: bool,
+}
+
+/// `allow_ip`, with its sets written out.
+#[derive(Debug, Default)]
+pub struct Allowed {
+    plain: Vec<IpRange>,
+    not: Vec<IpRange>,
+}
+
+impl Allowed {
+    /// That of `section` in `config`.
+    pub fn of(section: &config::Listener, config: &Config) -> Allowed {
+        let written_out = |values: &[AddressMatch]| {
+            let mut ranges: Vec<IpRange> = Vec::new();
+            for value in values {
+                match value {
+                    AddressMatch::Range(range) => ranges.push(*range),
+                    AddressMatch::Set(index) => {
+                        if let Some(Entries::Nets(set)) = config.sets.get(usize::from(*index)).map(|set| &set.entries) {
+                            ranges.extend(set.ranges());
+                        }
+                    }
+                }
+            }
+            ranges
+        };
+        Allowed { plain: written_out(&section.allow_ip.plain), not: written_out(&section.allow_ip.not) }
+    }
+
+    fn contains(&self, client: SocketAddr) -> bool {
+        let ip = client.ip();
+        let within = |ranges: &[IpRange]| {
+            ranges.iter().any(|range| range.first.is_ipv4() == ip.is_ipv4() && range.first <= ip && ip <= range.last)
+        };
+        within(&self.plain) && !within(&self.not)
+    }
 }
 
 /// What decides whether a reload can keep a listener's sockets.
@@ -68,7 +109,13 @@ impl Bound {
             None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, section.port)),
         };
         let dual_stack = v4 && v6 && wildcard;
-        Bound { address, dual_stack, tcp: section.protos.tcp, udp: section.protos.udp, mode: section.mode }
+        Bound {
+            address,
+            dual_stack,
+            tcp: section.protos.tcp,
+            udp: section.protos.udp && section.mode != Mode::Http,
+            mode: section.mode,
+        }
     }
 
     /// `beside_another`: a socket of our own has the port, and lends it.
@@ -107,7 +154,7 @@ impl Bound {
                 if v4 {
                     sockopt::set_receive_ipv4_orig_dst(at)?;
                 }
-                if self.mode == Mode::Redirect {
+                if self.mode != Mode::Tproxy {
                     // it answers, too: datagrams larger than the path's MTU are fragmented
                     if v6 {
                         sockopt::set_ipv6_fragment(at)?;
@@ -135,6 +182,7 @@ impl Listener {
         mark: u32,
         old: Option<&Listener>,
         current: &[Option<Listener>],
+        allowed: Allowed,
     ) -> Result<Listener, Error> {
         let bound = Bound::of(section, families);
         let open_beside = |transport: Transport| match bound.open(transport, mark, false) {
@@ -167,6 +215,8 @@ impl Listener {
             waiting: false,
             queued: false,
             place: 0,
+            allowed,
+            accept_proxy: section.accept_proxy,
         })
     }
 
@@ -201,7 +251,7 @@ impl Listener {
     /// # Errors
     /// `EMFILE`.
     pub fn answering_socket(&self) -> io::Result<Option<OwnedFd>> {
-        let socket = self.udp.as_ref().filter(|_| self.bound.mode == Mode::Redirect);
+        let socket = self.udp.as_ref().filter(|_| self.bound.mode != Mode::Tproxy);
         socket.map(OwnedFd::try_clone).transpose()
     }
 
@@ -261,7 +311,11 @@ impl Listener {
             match socket::accept(fd.as_fd()) {
                 Ok((connection, client)) => {
                     self.accepted += 1;
-                    take_connection(connection, client, &self.bound, tcp, cx);
+                    if self.bound.mode.intercepts() {
+                        take_connection(connection, client, &self.bound, tcp, cx);
+                    } else {
+                        self.greet(connection, client, tcp, cx);
+                    }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.waiting = false,
                 Err(e) if e.kind() == ErrorKind::Interrupted || sys::accept_may_go_on(&e) => {}
@@ -269,6 +323,17 @@ impl Listener {
             }
         }
         Ok(())
+    }
+
+    /// Takes the connection of a client that is told.
+    fn greet(&self, connection: OwnedFd, client: SocketAddr, tcp: &mut Tcp, cx: &mut Cx<'_>) {
+        let local = socket::local_address(connection.as_fd());
+        let Ok(local) = local.and_then(|local| {
+            if self.allowed.contains(client) { Ok(local) } else { Err(ErrorKind::PermissionDenied.into()) }
+        }) else {
+            return refuse(&connection, Drop::NotAllowed, cx);
+        };
+        tcp.greet(connection, (client, local), (self.bound.mode, self.accept_proxy), cx);
     }
 
     /// Reads what datagrams wait, up to this turn's share.
@@ -310,13 +375,14 @@ impl Listener {
                 Some(orig_dst) => (datagram.from, orig_dst),
                 None => return cx.stats.drop(Drop::NoDestination),
             },
+            Mode::Plain | Mode::Http | Mode::Socks5 => return self.take_told(slot, udp, batch, replies, cx),
         };
         if datagram.truncated {
             cx.stats.drop(Drop::TooLarge);
         } else if came_directly(flow.1, self.bound.address.port()) {
             cx.stats.drop(Drop::NotIntercepted);
         } else {
-            udp.datagram(slot, flow, batch, replies, cx);
+            udp.datagram(slot, 0, flow, batch, replies, cx);
         }
     }
 }
@@ -331,19 +397,20 @@ fn lend_port(current: &[Option<Listener>], transport: Transport, port: u16) -> b
     sockets.map(|fd| sockopt::set_reuse_port(fd.as_fd(), true)).fold(false, |any, lent| any | lent.is_ok())
 }
 
+/// Counts a connection that is not taken. The close that follows tells the client at once.
+fn refuse(connection: &OwnedFd, reason: Drop, cx: &mut Cx<'_>) {
+    cx.stats.drop(reason);
+    cx.stats.tcp.refused += 1;
+    let _ = sockopt::set_reset_on_close(connection.as_fd());
+}
+
 /// Decides where an accepted connection goes, and starts it on its way.
 fn take_connection(connection: OwnedFd, client: SocketAddr, bound: &Bound, tcp: &mut Tcp, cx: &mut Cx<'_>) {
-    let refuse = |connection: OwnedFd, reason, cx: &mut Cx<'_>| {
-        cx.stats.drop(reason);
-        cx.stats.tcp.refused += 1;
-        // the close that follows tells the client at once
-        let _ = sockopt::set_reset_on_close(connection.as_fd());
-    };
     let Ok(orig_dst) = orig_dst_of(connection.as_fd(), client, bound.mode) else {
-        return refuse(connection, Drop::NoDestination, cx);
+        return refuse(&connection, Drop::NoDestination, cx);
     };
     if came_directly(orig_dst, bound.address.port()) {
-        return refuse(connection, Drop::NotIntercepted, cx);
+        return refuse(&connection, Drop::NotIntercepted, cx);
     }
     let origin = cx.origins.of_connection(connection.as_fd(), client, cx.now);
     let flow = origin.of(Flow::new(Proto::Tcp, client, orig_dst));
@@ -354,7 +421,7 @@ fn take_connection(connection: OwnedFd, client: SocketAddr, bound: &Bound, tcp: 
     match verdict.target {
         Target::Direct => tcp.open(connection, (client, orig_dst), 0, verdict.rule, cx),
         Target::Outbound(index) => tcp.open(connection, (client, orig_dst), index, verdict.rule, cx),
-        Target::Reject => refuse(connection, Drop::ByRule, cx),
+        Target::Reject => refuse(&connection, Drop::ByRule, cx),
         Target::Drop => {
             cx.stats.drop(Drop::ByRule);
             tcp.silence(connection, (client, orig_dst), verdict.rule, cx);
@@ -367,8 +434,45 @@ fn orig_dst_of(connection: BorrowedFd<'_>, client: SocketAddr, mode: Mode) -> io
     match mode {
         // delivered with its original destination as local address; connection tracking is not asked, since a late segment
         // may have made an entry the wrong way round
-        Mode::Tproxy => socket::local_address(connection),
         Mode::Redirect => sockopt::original_destination(connection, client.is_ipv4()),
+        _ => socket::local_address(connection),
+    }
+}
+
+impl Listener {
+    /// A datagram of a client that is told: to a fixed server, or behind a header that says where to.
+    fn take_told(&self, slot: usize, udp: &mut Udp, batch: &ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
+        let Some(datagram) = batch.get(slot) else { return };
+        let Some(local) = datagram.orig_dst else { return cx.stats.drop(Drop::NoDestination) };
+        if !self.allowed.contains(datagram.from) {
+            return cx.stats.drop(Drop::NotAllowed);
+        }
+        if datagram.truncated {
+            return cx.stats.drop(Drop::TooLarge);
+        }
+        let read = match (self.bound.mode, self.accept_proxy) {
+            (Mode::Socks5, _) => match socks5_udp::parse_udp(datagram.payload) {
+                Ok((UdpSource::Address(to), start)) => Some((datagram.from, to, start)),
+                _ => None,
+            },
+            (_, true) => match proxy_header::read(datagram.payload, Carrier::Datagram) {
+                Header::Whole { flow: Some((client, to)), used } => Some((client, to, used)),
+                _ => None,
+            },
+            (_, false) => Some((datagram.from, local, 0)),
+        };
+        let Some((client, orig_dst, start)) = read else { return cx.stats.drop(Drop::NoGreeting) };
+        let own = orig_dst.ip().is_loopback() || orig_dst.ip().is_unspecified();
+        if own || client.is_ipv4() != orig_dst.is_ipv4() {
+            return cx.stats.drop(Drop::NotIntercepted);
+        }
+        if orig_dst == local && !udp.goes_to_fixed_server((client, orig_dst), cx) {
+            // nothing but a fixed server makes sense, and any other way would lead back here
+            return cx.stats.drop(Drop::NotIntercepted);
+        }
+        let with_header = self.bound.mode == Mode::Socks5;
+        replies.redirects.remember((datagram.from, local), (client, orig_dst), (self.place, with_header), cx.now);
+        udp.datagram(slot, start, (client, orig_dst), batch, replies, cx);
     }
 }
 

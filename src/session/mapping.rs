@@ -107,14 +107,20 @@ impl Mapping {
         }
     }
 
-    /// What is to leave for the `len` octets of payload in `slot`.
-    pub(super) fn outgoing(&self, slot: usize, orig_dst: SocketAddr, len: usize, outbounds: &Outbounds) -> Outgoing {
+    /// What is to leave for the `part` (begin and length) of what `slot` holds.
+    pub(super) fn outgoing(
+        &self,
+        slot: usize,
+        part: (usize, usize),
+        orig_dst: SocketAddr,
+        outbounds: &Outbounds,
+    ) -> Outgoing {
         match outbounds.get(self.via).way {
-            Way::Direct => Outgoing::new(slot, (0, len), Some(orig_dst)),
+            Way::Direct => Outgoing::new(slot, part, Some(orig_dst)),
             _ => {
                 let mut header = [0; HEADER_MAX];
                 let header_len = self.header(orig_dst, outbounds, &mut header);
-                Outgoing::new(slot, (0, len), None).with_header(&header[..header_len])
+                Outgoing::new(slot, part, None).with_header(&header[..header_len])
             }
         }
     }

@@ -7,6 +7,7 @@ mod departed;
 pub mod destinations;
 pub mod dial;
 pub mod fixed;
+mod greet;
 pub mod intercept;
 pub mod mapping;
 pub mod origin;

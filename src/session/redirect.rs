@@ -1,11 +1,13 @@
-//! UDP flows that nat REDIRECT delivers: who really sent them, where they were going, and the way back.
+//! UDP flows whose datagrams are not what they look like: who really sent them, where they were going, and the way back.
 //!
-//! What the listener sees is the flow after translation: to an address of this router, from a port that is the client's own
+//! Of those that nat REDIRECT delivers the listener sees what they are after translation: to an address of this router, from a port that is the client's own
 //! only while no other flow of that client port lives (the kernel remaps where reply tuples would clash). Connection
 //! tracking knows the rest, and is asked once for each new flow, for all of a batch together. An answer is taken for true
 //! for `TRUSTED`; then it is asked again, since an entry that someone flushed may make room for another flow of the same
 //! look; and at once where it tells that it has forgotten the entry. What it does not know is dropped, never sent to a guessed address. Replies go from the listener to the peer as
 //! seen, and are translated back.
+//!
+//! Those of clients that are told say by a header where they are going: their replies take the same way.
 
 use crate::proto::ctnetlink::{self, Answer, QUESTION_MAX, Tuple};
 use crate::session::outbound::{HeldBack, Limiter};
@@ -30,15 +32,27 @@ struct Flow {
     peer: Endpoint,
     /// Where it arrived.
     local: Endpoint,
-    /// The client's own port; its address is the peer's.
-    client_port: u16,
+    /// The client itself: the peer but for its port or, behind a PROXY header, somebody else.
+    client: Endpoint,
     orig_dst: Endpoint,
     listener: u8,
+    kind: Kind,
     /// The entry was told to outlive the flow's silence.
     kept: bool,
     trusted: bool,
     active: Tick,
     asked: Tick,
+}
+
+/// Where the knowledge comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Connection tracking.
+    Translated,
+    /// The peer told by a PROXY header, or the flow is for a fixed server.
+    Told,
+    /// The peer told by SOCKS5.
+    Socks5,
 }
 
 /// How a reply reaches its client.
@@ -50,6 +64,8 @@ pub struct WayBack {
     pub local: SocketAddr,
     /// To whom.
     pub peer: SocketAddr,
+    /// It tells by a header who it is from (RFC 1928 section 7).
+    pub with_header: bool,
 }
 
 /// The flows, in fixed memory. Without a listener of mode redirect it stays empty, and touches none of it.
@@ -131,8 +147,8 @@ impl Redirects {
     ///
     /// # Errors
     /// This kernel has no connection tracking netlink, or `CAP_NET_ADMIN` is missing.
-    pub fn add_listener(&mut self, place: usize, socket: OwnedFd) -> io::Result<()> {
-        if self.asker.is_none() {
+    pub fn add_listener(&mut self, place: usize, socket: OwnedFd, translated: bool) -> io::Result<()> {
+        if translated && self.asker.is_none() {
             self.asker = Some(open_asker()?);
             // without: TRUSTED alone
             self.forgotten = Asker::open(Family::Netfilter, FORGOTTEN_FLOWS).ok();
@@ -217,7 +233,7 @@ impl Redirects {
     ) -> Option<(SocketAddr, SocketAddr)> {
         let flow = self.known.get(slot).copied().flatten().and_then(|key| self.flows.get(key));
         if let Some(flow) = flow {
-            return Some((SocketAddr::new(flow.peer.ip(), flow.client_port), flow.orig_dst.address()));
+            return Some((flow.client.address(), flow.orig_dst.address()));
         }
         stats.drop(Drop::NoDestination);
         let from = batch.get(slot)?.from;
@@ -233,16 +249,11 @@ impl Redirects {
         if self.flows.is_empty() {
             return None;
         }
-        let (client, from) = (Endpoint::from(client), Endpoint::from(from));
-        let is_it = |slot| {
-            let flow = self.flows.key_at(slot).and_then(|key| self.flows.get(key));
-            flow.is_some_and(|flow| flow.client() == client && flow.orig_dst == from)
-        };
-        let slot = self.by_client.find(self.hash(client, from), is_it)?;
-        let key = self.flows.key_at(slot)?;
+        let key = self.find_client(client.into(), from.into())?;
         self.touch(key, now);
         let flow = self.flows.get(key)?;
-        Some(WayBack { listener: flow.listener, local: flow.local.address(), peer: flow.peer.address() })
+        let (local, peer, with_header) = (flow.local.address(), flow.peer.address(), flow.kind == Kind::Socks5);
+        Some(WayBack { listener: flow.listener, local, peer, with_header })
     }
 
     /// The socket of the listener in that place.
@@ -265,6 +276,8 @@ impl Redirects {
             let end = flow.active.after(lifetime);
             if now.reached(end) {
                 self.remove(key);
+            } else if flow.kind != Kind::Translated {
+                self.timers.set(slot, end);
             } else if !now.reached(flow.active.after(self.kept_after)) {
                 flow.kept = false;
                 self.timers.set(slot, flow.active.after(self.kept_after));
@@ -360,11 +373,38 @@ impl Redirects {
     }
 
     fn learn(&mut self, peer: Endpoint, local: Endpoint, original: Tuple, listener: u8, now: Tick) {
-        let (client_port, orig_dst) = (original.from.port(), Endpoint::from(original.to));
-        if let Some(key) = self.find_peer(peer, local) {
+        let client = SocketAddr::new(peer.ip(), original.from.port()).into();
+        let orig_dst = Endpoint::from(original.to);
+        let kind = Kind::Translated;
+        let (kept, trusted) = (false, true);
+        self.put(Flow { peer, local, client, orig_dst, listener, kind, kept, trusted, active: now, asked: now }, now);
+    }
+
+    /// A flow whose client and destination were told, not found out; `with_header`: in the way of SOCKS5, and so are replies.
+    pub fn remember(
+        &mut self,
+        (peer, local): (SocketAddr, SocketAddr),
+        (client, orig_dst): (SocketAddr, SocketAddr),
+        (listener, with_header): (u8, bool),
+        now: Tick,
+    ) {
+        let kind = if with_header { Kind::Socks5 } else { Kind::Told };
+        let (peer, local) = (peer.into(), local.into());
+        let (client, orig_dst) = (client.into(), orig_dst.into());
+        let (kept, trusted) = (true, true);
+        self.put(Flow { peer, local, client, orig_dst, listener, kind, kept, trusted, active: now, asked: now }, now);
+    }
+
+    /// Translated flows are told apart by their peers; the others by clients and destinations, as many come from one peer.
+    fn put(&mut self, flow: Flow, now: Tick) {
+        let known = match flow.kind {
+            Kind::Translated => self.find_peer(flow.peer, flow.local),
+            Kind::Told | Kind::Socks5 => self.find_client(flow.client, flow.orig_dst),
+        };
+        if let Some(key) = known {
             match self.flows.get_mut(key) {
-                Some(flow) if flow.client_port == client_port && flow.orig_dst == orig_dst => {
-                    (flow.asked, flow.trusted, flow.listener) = (now, true, listener);
+                Some(known) if known.is_alike(&flow) => {
+                    (known.asked, known.trusted, known.listener) = (now, true, flow.listener);
                     return self.touch(key, now);
                 }
                 _ => self.remove(key),
@@ -376,19 +416,26 @@ impl Redirects {
             self.evicted += 1;
             self.remove(oldest);
         }
-        let flow =
-            Flow { peer, local, client_port, orig_dst, listener, kept: false, trusted: true, active: now, asked: now };
         let Ok(key) = self.flows.insert(flow) else { return };
-        self.by_peer.insert(self.hash(peer, local), key.slot);
-        self.by_client.insert(self.hash(flow.client(), orig_dst), key.slot);
+        self.by_peer.insert(self.hash(flow.peer, flow.local), key.slot);
+        self.by_client.insert(self.hash(flow.client, flow.orig_dst), key.slot);
         self.lru.touch(key.slot);
         self.timers.set(key.slot, now.after(self.kept_after));
+    }
+
+    fn find_client(&self, client: Endpoint, orig_dst: Endpoint) -> Option<Key> {
+        let is_it = |slot| {
+            let flow = self.flows.key_at(slot).and_then(|key| self.flows.get(key));
+            flow.is_some_and(|flow| flow.client == client && flow.orig_dst == orig_dst)
+        };
+        let slot = self.by_client.find(self.hash(client, orig_dst), is_it)?;
+        self.flows.key_at(slot)
     }
 
     fn find_peer(&self, peer: Endpoint, local: Endpoint) -> Option<Key> {
         let is_it = |slot| {
             let flow = self.flows.key_at(slot).and_then(|key| self.flows.get(key));
-            flow.is_some_and(|flow| flow.peer == peer && flow.local == local)
+            flow.is_some_and(|flow| flow.kind == Kind::Translated && flow.peer == peer && flow.local == local)
         };
         let slot = self.by_peer.find(self.hash(peer, local), is_it)?;
         self.flows.key_at(slot)
@@ -398,7 +445,7 @@ impl Redirects {
         self.lru.touch(key.slot);
         let Some(flow) = self.flows.get_mut(key) else { return };
         flow.active = now;
-        if flow.kept {
+        if flow.kept && flow.kind == Kind::Translated {
             // the packet has cut the entry's time down to the usual
             flow.kept = false;
             self.timers.set(key.slot, now.after(self.kept_after));
@@ -408,7 +455,7 @@ impl Redirects {
     fn remove(&mut self, key: Key) {
         let Some(flow) = self.flows.remove(key) else { return };
         self.by_peer.remove(self.hash(flow.peer, flow.local), key.slot);
-        self.by_client.remove(self.hash(flow.client(), flow.orig_dst), key.slot);
+        self.by_client.remove(self.hash(flow.client, flow.orig_dst), key.slot);
         self.lru.remove(key.slot);
         self.timers.clear(key.slot);
     }
@@ -420,8 +467,9 @@ impl Redirects {
 }
 
 impl Flow {
-    fn client(&self) -> Endpoint {
-        SocketAddr::new(self.peer.ip(), self.client_port).into()
+    fn is_alike(&self, other: &Flow) -> bool {
+        let whole = |flow: &Flow| (flow.peer, flow.local, flow.client, flow.orig_dst, flow.kind);
+        whole(self) == whole(other)
     }
 }
 

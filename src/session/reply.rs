@@ -9,6 +9,7 @@
 
 use super::redirect::{Redirects, WayBack};
 use crate::proto::packet::{self, UDP_PAYLOAD_MAX, UNREACHABLE_MAX};
+use crate::proto::socks5_udp::{self, HEADER_V6};
 use crate::stats::{Drop, Stats};
 use crate::store::endpoint::Endpoint;
 use crate::store::timers::Tick;
@@ -127,7 +128,7 @@ impl Replies {
             let bound = if run >= BOUND_FROM && back.is_none() { self.bound_to(head.from, now) } else { None };
             for waiting in &self.waiting[first..first + run] {
                 self.queue.push(match (back, bound) {
-                    (Some(WayBack { local, peer, .. }), _) => waiting.to(peer).from_source(local.ip()),
+                    (Some(back), _) => waiting.by(back),
                     (None, Some(_)) => waiting.to(waiting.client),
                     (None, None) => waiting.raw(batch),
                 });
@@ -219,6 +220,17 @@ impl Replies {
 }
 
 impl Waiting {
+    /// As the listener sends it that the flow came to.
+    fn by(&self, back: WayBack) -> Outgoing {
+        let outgoing = self.to(back.peer).from_source(back.local.ip());
+        if !back.with_header {
+            return outgoing;
+        }
+        let mut header = [0; HEADER_V6];
+        let len = socks5_udp::encode_udp_header(self.from, &mut header);
+        outgoing.with_header(&header[..len])
+    }
+
     /// As a socket sends it that has the right address.
     fn to(&self, client: SocketAddr) -> Outgoing {
         Outgoing::new(self.slot, (self.start, self.len), Some(client))

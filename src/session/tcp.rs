@@ -1,11 +1,11 @@
 //! TCP sessions: one slot each, from the accepted connection to the last byte.
 
-use super::dial::{self, Ask, Dial, Failure, Progress};
+use super::dial::{self, Dial, Failure, Progress};
+use super::greet::{Answer, Greeting};
 use super::outbound::{Chosen, Tried};
 use super::relay::{End, Pause, Tools, pump};
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
 use crate::policy::{By, Proto};
-use crate::proto::socks5::Command;
 use crate::resolve::NameId;
 use crate::stats::Drop;
 use crate::stats::events::Kind;
@@ -20,6 +20,8 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
+
+mod session;
 
 /// One intercepted connection.
 #[derive(Debug)]
@@ -36,13 +38,14 @@ pub struct Session {
     /// What the rules say.
     pub(super) outbound: u16,
     /// The way that it takes: that outbound or, of a group, a member; [`NO_WAY`] before it is dialled.
-    via: u16,
+    pub(super) via: u16,
     pub(super) rule: Option<u16>,
     /// The name that the client asks for, where it was looked for and found, and there was room for it.
     pub(super) name: Option<NameSlot>,
     pub(super) stage: Stage,
     /// Place of the listener that took it.
     listener: u8,
+    pub(super) answer: Answer,
     queued: bool,
     /// Keep-alive is set at the far end.
     kept_alive: bool,
@@ -61,6 +64,8 @@ const PIPE_IDLE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// A client that is told has not said yet what it wants.
+    Greeting(Greeting),
     /// The first bytes are looked at for a name, before a rule decides.
     Sniffing,
     /// The name of the outbound's server has no address yet.
@@ -201,6 +206,7 @@ impl Tcp {
             name: None,
             stage: Stage::Resolving,
             listener: cx.listener,
+            answer: Answer::Intercepted,
             queued: false,
             kept_alive: false,
             pipes_watched: false,
@@ -229,7 +235,7 @@ impl Tcp {
             && let Some(session) = self.sessions.get(key)
         {
             let (index, client, orig_dst) = (session.outbound, session.client.address(), session.orig_dst.address());
-            session.near.reset();
+            self.tell_failure(key, false, cx);
             cx.stats.tcp.refused += 1;
             dial::report_nobody(cx, index, client, orig_dst);
             self.close(key, CloseReason::DialFailed, cx);
@@ -257,19 +263,21 @@ impl Tcp {
     fn dial_at(&mut self, key: Key, mut attempt: u8, tried: Tried, cx: &mut Cx<'_>) {
         loop {
             let Some(session) = self.sessions.get_mut(key) else { return };
-            let orig_dst = session.orig_dst.address();
             let outbound = cx.outbounds.get(session.via);
             if let Some(name) = outbound.server().and_then(|server| server.name) {
                 // does nothing while the answer is fresh
                 cx.resolver.request(name, cx.now);
             }
-            let Some(address) = outbound.address(attempt, orig_dst, cx.resolver) else {
+            let Some(address) = session.address(attempt, cx) else {
                 session.stage = Stage::Resolving;
-                self.timers.set(key.slot, session.started.after(outbound.connect_timeout));
+                let timeout = cx.outbounds.get(session.via).connect_timeout;
+                self.timers.set(key.slot, session.started.after(timeout));
                 return;
             };
-            let more = outbound.address(attempt + 1, orig_dst, cx.resolver).is_some();
-            let dial = Dial::new(outbound, attempt, address, &session.ask()).after(tried.clone());
+            let more = session.address(attempt + 1, cx).is_some();
+            let outbound = cx.outbounds.get(session.via);
+            let name = session.name_to_say(cx.names);
+            let dial = Dial::new(outbound, attempt, address, &session.ask(name.as_deref())).after(tried.clone());
             // with several addresses to try, none may use up the whole time
             let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
             let started = dial::connect(outbound, session.client.address(), address, cx.self_mark).and_then(|fd| {
@@ -317,6 +325,7 @@ impl Tcp {
             (Stage::Relaying, _) => self.relay(key, ready.error.then_some(side), scratch, cx),
             (Stage::Dialling, Side::Far) => self.advance(key, ready, scratch, cx),
             (Stage::Sniffing, _) => self.look(key, cx),
+            (Stage::Greeting(_), _) => self.hear(key, cx),
             (_, Side::Near) => {
                 if let Some(Err(e)) = ready.error.then(|| session.near.borrow().map_or(Ok(()), sockopt::take_error)) {
                     self.close(key, CloseReason::ClientFailed(e), cx);
@@ -330,7 +339,8 @@ impl Tcp {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(dial), Some(fd)) = (self.dials.get_mut(session.dial), session.far.borrow()) else { return };
         let outbound = cx.outbounds.get_mut(session.via);
-        match dial.advance(fd, ready, outbound, &session.ask()) {
+        let name = session.name_to_say(cx.names);
+        match dial.advance(fd, ready, outbound, &session.ask(name.as_deref())) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Done { surplus, .. }) => {
                 outbound.worked(dial.attempt, cx.resolver);
@@ -348,7 +358,9 @@ impl Tcp {
                 }
                 self.dials.remove(session.dial);
                 session.dial = Key::NONE;
-                self.relay(key, None, scratch, cx);
+                if self.announce(key, cx) {
+                    self.relay(key, None, scratch, cx);
+                }
             }
             Err(failure) => self.retry(key, failure, cx),
         }
@@ -361,9 +373,8 @@ impl Tcp {
         let (attempt, address, connected) =
             dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
         let tried = dial.map_or(Tried::new(), |dial| dial.tried.clone());
-        let outbound = cx.outbounds.get(session.via);
         let of_address = failure.is_of_address() && !connected;
-        let more = outbound.address(attempt + 1, session.orig_dst.address(), cx.resolver).is_some();
+        let more = session.address(attempt + 1, cx).is_some();
         if of_address {
             self.note_dead_address(key, cx);
         }
@@ -385,8 +396,7 @@ impl Tcp {
         if others && tried.push(via).is_ok() && self.choose(key, tried, cx) {
             return;
         }
-        let Some(session) = self.sessions.get(key) else { return };
-        session.near.reset();
+        self.tell_failure(key, false, cx);
         self.close(key, CloseReason::DialFailed, cx);
     }
 
@@ -476,6 +486,7 @@ impl Tcp {
                 }
                 Stage::Resolving => self.fail(key, None, &Failure::NoAddress, Tried::new(), cx),
                 Stage::Sniffing => self.decide_without_name(key, cx),
+                Stage::Greeting(_) => self.refuse_greeting(key, cx),
                 Stage::Silent => {
                     session.near.reset();
                     self.close(key, CloseReason::Dropped, cx);
@@ -490,9 +501,11 @@ impl Tcp {
             let Some(key) = self.sessions.key_at(slot) else { continue };
             let waits = self.sessions.get(key).is_some_and(|session| {
                 let server = cx.outbounds.get(session.via).server();
-                session.stage == Stage::Resolving && server.is_some_and(|server| server.name == Some(name))
+                let awaited = server.map_or(session.is_by_name(), |server| server.name == Some(name));
+                session.stage == Stage::Resolving && awaited
             });
             if waits && !cx.resolver.addresses(name).is_empty() {
+                // one that waits for another name goes on waiting
                 self.dial_at(key, 0, Tried::new(), cx);
             }
         }
@@ -580,66 +593,6 @@ impl Tcp {
             session.near.sent,
             Seconds(cx.now.since(session.started)),
         );
-    }
-}
-
-impl Session {
-    /// Takes it off the count of the member that it went by.
-    fn leave(&self, cx: &mut Cx<'_>) {
-        if self.via != NO_WAY && self.via != self.outbound {
-            cx.outbounds.get_mut(self.via).sessions -= 1;
-        }
-    }
-
-    /// What is asked of its outbound.
-    fn ask(&self) -> Ask<'static> {
-        let (client, target) = (self.client.address(), self.orig_dst.address());
-        Ask { command: Command::Connect, client, target, name: None }
-    }
-
-    /// Does what is due for a session that lives on, and says when to look again.
-    fn look_after(&mut self, idle_timeout: Duration, cx: &mut Cx<'_>) -> Tick {
-        let pipes_idle_at = self.active.after(PIPE_IDLE);
-        if self.pipes_watched && cx.now.reached(pipes_idle_at) {
-            self.near.release_pipe(cx.pipes);
-            self.far.release_pipe(cx.pipes);
-            self.pipes_watched = false;
-        }
-        if !self.kept_alive && cx.now.since(self.started) >= KEEPALIVE_AFTER {
-            self.kept_alive = true;
-            if let Some(fd) = self.far.borrow() {
-                dial::set_keepalive_or_warn(fd);
-            }
-        }
-        let idle_at = self.active.after(idle_timeout);
-        let sooner = |at: Tick, other: Tick| if at.reached(other) { other } else { at };
-        match (self.pipes_watched, self.kept_alive) {
-            (true, _) => sooner(idle_at, cx.now.after(PIPE_IDLE)),
-            (false, false) => sooner(idle_at, self.started.after(KEEPALIVE_AFTER)),
-            (false, true) => idle_at,
-        }
-    }
-
-    fn view(&self, key: Key) -> View {
-        View {
-            id: u32::from(key.generation) << 16 | u32::from(key.slot),
-            client: self.client.address(),
-            orig_dst: self.orig_dst.address(),
-            outbound: if self.via == NO_WAY { self.outbound } else { self.via },
-            group: self.outbound,
-            listener: self.listener,
-            rule: self.rule,
-            started: self.started,
-            bytes_up: self.far.sent,
-            bytes_down: self.near.sent,
-            state: match self.stage {
-                Stage::Sniffing => "sniffing",
-                Stage::Resolving => "resolving",
-                Stage::Dialling => "dialling",
-                Stage::Relaying => "relaying",
-                Stage::Silent => "dropped",
-            },
-        }
     }
 }
 

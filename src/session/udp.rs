@@ -25,7 +25,7 @@ use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
 use crate::sys;
 use crate::sys::dgram::queue::SendQueue;
-use crate::sys::dgram::{Datagram, ReceiveBatch, SLOTS};
+use crate::sys::dgram::{ReceiveBatch, SLOTS};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -124,17 +124,18 @@ impl Udp {
         self.destinations.forget_verdicts();
     }
 
-    /// An intercepted datagram, in `slot` of `batch`, from `client` to `orig_dst`. What is to go out is sent by
+    /// A datagram, in `slot` of `batch` from `start` on, from `client` to `orig_dst`. What is to go out is sent by
     /// [`Self::flush`] at the latest.
     pub fn datagram(
         &mut self,
         slot: usize,
+        start: usize,
         (client, orig_dst): (SocketAddr, SocketAddr),
         batch: &ReceiveBatch,
         replies: &mut Replies,
         cx: &mut Cx<'_>,
     ) {
-        let Some(Datagram { payload, .. }) = batch.get(slot) else { return };
+        let Some(payload) = batch.get(slot).and_then(|datagram| datagram.payload.get(start..)) else { return };
         let cached = self.destinations.find(client.into(), orig_dst.into(), cx.now);
         let decision = match cached {
             Some(Decision::Through(key)) if self.mappings.get(key).is_some() => Decision::Through(key),
@@ -156,12 +157,20 @@ impl Udp {
             Some(without_mapping) => without_mapping,
         };
         match decision {
-            Decision::Through(key) => self.forward(key, (slot, orig_dst, payload), batch, replies, cx),
+            Decision::Through(key) => self.forward(key, (slot, start, orig_dst, payload), batch, replies, cx),
             Decision::Reject => {
                 cx.stats.drop(Drop::ByRule);
                 replies.port_unreachable((client, orig_dst, payload.len()), cx.now, cx.stats);
             }
             Decision::Drop => cx.stats.drop(Drop::ByRule),
+        }
+    }
+
+    /// Whether the rules send this flow to a fixed server.
+    pub fn goes_to_fixed_server(&self, (client, orig_dst): (SocketAddr, SocketAddr), cx: &Cx<'_>) -> bool {
+        match cx.policy.decide(&Flow::new(Proto::Udp, client, orig_dst)).target {
+            Target::Outbound(index) => cx.outbounds.get(index).is_forward(),
+            _ => false,
         }
     }
 
@@ -352,7 +361,7 @@ impl Udp {
     fn forward(
         &mut self,
         key: Key,
-        (slot, orig_dst, payload): (usize, SocketAddr, &[u8]),
+        (slot, start, orig_dst, payload): (usize, usize, SocketAddr, &[u8]),
         batch: &ReceiveBatch,
         replies: &mut Replies,
         cx: &mut Cx<'_>,
@@ -363,7 +372,7 @@ impl Udp {
         self.lru.touch(key.slot);
         match mapping.stage {
             Stage::Ready => {
-                let outgoing = mapping.outgoing(slot, orig_dst, payload.len(), cx.outbounds);
+                let outgoing = mapping.outgoing(slot, (start, payload.len()), orig_dst, cx.outbounds);
                 if self.outgoing_of != key || self.outgoing.is_full() {
                     self.flush(batch, replies, cx);
                     self.outgoing_of = key;

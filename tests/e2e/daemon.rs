@@ -114,6 +114,17 @@ impl Daemon {
         daemon
     }
 
+    /// Starts it in any namespace, and waits until it says that it is ready.
+    pub fn start_in(ns: &Namespace, uci: &Uci) -> Daemon {
+        let (dir, router) = (TempDir::new(), ns.clone());
+        let config = dir.write("tproxyd", &uci.text(&control_of(&dir)));
+        let mut command = router.command(PROGRAM);
+        command.args(["run", "--config"]).arg(&config);
+        let daemon = Daemon { process: Process::start(command), router, dir, config };
+        daemon.process.wait_for_line(READY);
+        daemon
+    }
+
     /// Starts it without waiting.
     pub fn launch(lab: &Lab, uci: &Uci) -> Daemon {
         Daemon::launch_by(lab, uci, &[], |router| router.command(PROGRAM))

@@ -20,6 +20,7 @@ mod proxies;
 mod sock;
 mod socks;
 
+mod citizen;
 mod connect;
 mod decisions;
 mod departed;
@@ -39,5 +40,7 @@ mod operation;
 mod redirect;
 mod reloads;
 mod router;
+mod segment;
 mod tcp;
+mod told;
 mod udp;

@@ -1,0 +1,70 @@
+//! One session for itself: what it asks of its way out, what is due while it lives, what it looks like to people.
+
+use super::{KEEPALIVE_AFTER, NO_WAY, PIPE_IDLE, Session, Stage, View};
+use crate::proto::socks5::Command;
+use crate::session::Cx;
+use crate::session::dial::{self, Ask};
+use crate::store::slab::Key;
+use crate::store::timers::Tick;
+use std::time::Duration;
+
+impl Session {
+    /// Takes it off the count of the member that it went by.
+    pub(super) fn leave(&self, cx: &mut Cx<'_>) {
+        if self.via != NO_WAY && self.via != self.outbound {
+            cx.outbounds.get_mut(self.via).sessions -= 1;
+        }
+    }
+
+    /// What is asked of its outbound.
+    pub(super) fn ask<'n>(&self, name: Option<&'n str>) -> Ask<'n> {
+        let (client, target) = (self.client.address(), self.orig_dst.address());
+        Ask { command: Command::Connect, client, target, name }
+    }
+
+    /// Does what is due for a session that lives on, and says when to look again.
+    pub(super) fn look_after(&mut self, idle_timeout: Duration, cx: &mut Cx<'_>) -> Tick {
+        let pipes_idle_at = self.active.after(PIPE_IDLE);
+        if self.pipes_watched && cx.now.reached(pipes_idle_at) {
+            self.near.release_pipe(cx.pipes);
+            self.far.release_pipe(cx.pipes);
+            self.pipes_watched = false;
+        }
+        if !self.kept_alive && cx.now.since(self.started) >= KEEPALIVE_AFTER {
+            self.kept_alive = true;
+            if let Some(fd) = self.far.borrow() {
+                dial::set_keepalive_or_warn(fd);
+            }
+        }
+        let idle_at = self.active.after(idle_timeout);
+        let sooner = |at: Tick, other: Tick| if at.reached(other) { other } else { at };
+        match (self.pipes_watched, self.kept_alive) {
+            (true, _) => sooner(idle_at, cx.now.after(PIPE_IDLE)),
+            (false, false) => sooner(idle_at, self.started.after(KEEPALIVE_AFTER)),
+            (false, true) => idle_at,
+        }
+    }
+
+    pub(super) fn view(&self, key: Key) -> View {
+        View {
+            id: u32::from(key.generation) << 16 | u32::from(key.slot),
+            client: self.client.address(),
+            orig_dst: self.orig_dst.address(),
+            outbound: if self.via == NO_WAY { self.outbound } else { self.via },
+            group: self.outbound,
+            listener: self.listener,
+            rule: self.rule,
+            started: self.started,
+            bytes_up: self.far.sent,
+            bytes_down: self.near.sent,
+            state: match self.stage {
+                Stage::Greeting(_) => "greeting",
+                Stage::Sniffing => "sniffing",
+                Stage::Resolving => "resolving",
+                Stage::Dialling => "dialling",
+                Stage::Relaying => "relaying",
+                Stage::Silent => "dropped",
+            },
+        }
+    }
+}
