@@ -34,11 +34,13 @@ pub enum Drop {
     NotAllowed,
     /// A connection or datagram that did not begin with what its listener's mode wants: a request, a PROXY header.
     NoGreeting,
+    /// A connection or datagram of the daemon's own, caught because something had changed its mark.
+    Loop,
 }
 
 impl Drop {
     /// All, in order of their numbers.
-    pub const ALL: [Drop; 12] = [
+    pub const ALL: [Drop; 13] = [
         Drop::NotIntercepted,
         Drop::NoDestination,
         Drop::TooLarge,
@@ -51,6 +53,7 @@ impl Drop {
         Drop::NoDescriptor,
         Drop::NotAllowed,
         Drop::NoGreeting,
+        Drop::Loop,
     ];
 
     /// The name in `status`.
@@ -68,6 +71,7 @@ impl Drop {
             Drop::NoDescriptor => "no_descriptor",
             Drop::NotAllowed => "not_allowed",
             Drop::NoGreeting => "no_greeting",
+            Drop::Loop => "loop",
         }
     }
 }

@@ -412,6 +412,11 @@ fn take_connection(connection: OwnedFd, client: SocketAddr, bound: &Bound, tcp: 
     if came_directly(orig_dst, bound.address.port()) {
         return refuse(&connection, Drop::NotIntercepted, cx);
     }
+    if tcp.comes_back((client, orig_dst), cx) {
+        cx.stats.tcp.refused += 1;
+        let _ = sockopt::set_reset_on_close(connection.as_fd());
+        return;
+    }
     let origin = cx.origins.of_connection(connection.as_fd(), client, cx.now);
     let flow = origin.of(Flow::new(Proto::Tcp, client, orig_dst));
     if cx.policy.needs_name(&flow) {

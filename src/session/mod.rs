@@ -9,6 +9,7 @@ pub mod dial;
 pub mod fixed;
 mod greet;
 pub mod intercept;
+pub mod loops;
 pub mod mapping;
 pub mod origin;
 pub mod outbound;

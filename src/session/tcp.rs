@@ -2,6 +2,7 @@
 
 use super::dial::{self, Dial, Failure, Progress};
 use super::greet::{Answer, Greeting};
+use super::loops::Loops;
 use super::outbound::{Chosen, Tried};
 use super::relay::{End, Pause, Tools, pump};
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
@@ -21,6 +22,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+pub use session::View;
+
 mod session;
 
 /// One intercepted connection.
@@ -33,7 +36,7 @@ pub struct Session {
     /// The connection to the server or proxy.
     pub(super) far: End,
     dial: Key,
-    started: Tick,
+    pub(super) started: Tick,
     active: Tick,
     /// What the rules say.
     pub(super) outbound: u16,
@@ -82,33 +85,6 @@ pub(super) enum Stage {
 /// takes a slot; in the end it is reset.
 pub(super) const SILENCE: Duration = Duration::from_secs(10);
 
-/// What `sessions` shows of one.
-#[derive(Debug, Clone, Copy)]
-pub struct View {
-    /// Names it for `kick`.
-    pub id: u32,
-    /// Who began it.
-    pub client: SocketAddr,
-    /// Where it was going.
-    pub orig_dst: SocketAddr,
-    /// Index of the outbound that carries it.
-    pub outbound: u16,
-    /// Index of the one that the rules say, which may be a group.
-    pub group: u16,
-    /// Place of the listener that took it.
-    pub listener: u8,
-    /// Number of the rule that decided.
-    pub rule: Option<u16>,
-    /// When it began.
-    pub started: Tick,
-    /// Bytes from the client.
-    pub bytes_up: u64,
-    /// Bytes to the client.
-    pub bytes_down: u64,
-    /// `resolving`, `dialling`, `relaying`, `dropped`, `failed`.
-    pub state: &'static str,
-}
-
 /// All TCP sessions, in fixed memory.
 pub struct Tcp {
     pub(super) sessions: Slab<Session>,
@@ -116,6 +92,7 @@ pub struct Tcp {
     pub(super) timers: Timers,
     /// Sessions whose share of a turn was used up.
     queue: VecDeque<Key>,
+    pub(super) loops: Loops,
 }
 
 /// Memory that an established session takes in the process, timers and queues included; handshakes have a pool of their own.
@@ -136,6 +113,7 @@ impl Tcp {
             dials: Slab::new(capacity),
             timers: Timers::new(capacity),
             queue: VecDeque::with_capacity(capacity.into()),
+            loops: Loops::default(),
         }
     }
 

@@ -4,6 +4,7 @@ use super::association;
 use super::destinations::{Decision, Destinations};
 use super::dial::{Dial, Failure};
 use super::fixed;
+use super::loops::Loops;
 use super::mapping::{Mapping, Source, Stage, open_outside, unsent};
 use super::outbound::{Chosen, Outbound, Tried, Way};
 #[cfg(feature = "quic")]
@@ -53,6 +54,7 @@ pub struct Udp {
     /// The mapping that `outgoing` belongs to.
     outgoing_of: Key,
     hash_key: u64,
+    pub(super) loops: Loops,
 }
 
 /// Memory that an idle flow of one destination takes: its mapping with timer, index and queue, and one destination entry.
@@ -96,6 +98,7 @@ impl Udp {
             sniffs: Sniffs::default(),
             outgoing_of: Key::NONE,
             hash_key,
+            loops: Loops::default(),
         }
     }
 
@@ -140,6 +143,9 @@ impl Udp {
         let decision = match cached {
             Some(Decision::Through(key)) if self.mappings.get(key).is_some() => Decision::Through(key),
             Some(Decision::Through(_)) | None => {
+                if self.comes_back((client, orig_dst), cx) {
+                    return;
+                }
                 let device = cx.origins.device(slot, batch);
                 let unknown = (client, orig_dst, device);
                 #[cfg(feature = "quic")]

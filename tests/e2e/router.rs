@@ -117,3 +117,27 @@ fn the_routers_flows_are_narrowed_like_others() {
     }
     assert_eq!(daemon.status().number("tcp.total"), 1);
 }
+
+// Whoever sets whole marks at output takes ours away, and the daemon's own packets are caught.
+over_ways!(a_loop_is_broken_at_its_first_turn_and_its_cause_is_named, |way, family| {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab, &uci(way, family).listener(&[("router", "1")]));
+    let careless = "table inet careless {
+        chain output { type route hook output priority mangle - 10;
+            meta l4proto { tcp, udp } meta mark set 0x7
+        }
+    }";
+    lab.router.tool("nft", &["-f", "-"], careless);
+    let mirror = Mirror::start(&lab.server, family.destination(80));
+    let failed = crate::sock::try_connect(&lab.client, mirror.at).and_then(|mut stream| crate::mirror::ask(&mut stream));
+    assert!(failed.is_err(), "{failed:?}");
+    let socket = udp(&lab.client, family.client(), 0);
+    seen_by_udp(&socket, mirror.at, std::time::Duration::from_millis(250)).expect_err("its way is cut");
+    let status = daemon.status_until("both are counted", |status| status.number("drops.loop") >= 2);
+    let opened = status.number("tcp.total") + status.number("udp.total");
+    assert!(opened <= 4, "{opened} were opened for one connection and one datagram");
+    daemon.process().wait_for_line(&["loop: our own", "self_mark"]);
+    // Once it is mended all is well.
+    lab.router.tool("nft", &["delete", "table", "inet", "careless"], "");
+    seen_by_tcp(&lab.client, mirror.at).expect("a connection");
+}, tproxy_v4 Direct V4, tproxy_v6 Direct V6, redirect_v4 Redirect V4, redirect_v6 Redirect V6);

@@ -1,12 +1,40 @@
 //! One session for itself: what it asks of its way out, what is due while it lives, what it looks like to people.
 
-use super::{KEEPALIVE_AFTER, NO_WAY, PIPE_IDLE, Session, Stage, View};
+use super::{KEEPALIVE_AFTER, NO_WAY, PIPE_IDLE, Session, Stage};
 use crate::proto::socks5::Command;
 use crate::session::Cx;
 use crate::session::dial::{self, Ask};
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
+use std::net::SocketAddr;
 use std::time::Duration;
+
+/// What `sessions` shows of one.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// Names it for `kick`.
+    pub id: u32,
+    /// Who began it.
+    pub client: SocketAddr,
+    /// Where it was going.
+    pub orig_dst: SocketAddr,
+    /// Index of the outbound that carries it.
+    pub outbound: u16,
+    /// Index of the one that the rules say, which may be a group.
+    pub group: u16,
+    /// Place of the listener that took it.
+    pub listener: u8,
+    /// Number of the rule that decided.
+    pub rule: Option<u16>,
+    /// When it began.
+    pub started: Tick,
+    /// Bytes from the client.
+    pub bytes_up: u64,
+    /// Bytes to the client.
+    pub bytes_down: u64,
+    /// `resolving`, `dialling`, `relaying`, `dropped`, `failed`.
+    pub state: &'static str,
+}
 
 impl Session {
     /// Takes it off the count of the member that it went by.
