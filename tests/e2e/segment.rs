@@ -83,6 +83,17 @@ over_ways!(on_one_arm_all_of_a_flow_goes_by_the_box_whether_relayed_or_forwarded
     assert_eq!((status.number("tcp.total"), status.number("udp.total")), (2, 2), "relayed: the first port only");
 }, tproxy_v4 Direct V4, tproxy_v6 Direct V6, redirect_v4 Redirect V4, redirect_v6 Redirect V6);
 
+// What the kernel decides alone is forwarded, and must come back by the box as well.
+over_ways!(on_one_arm_what_the_kernel_decides_comes_back_by_the_box, |way, family| {
+    let (lab, _main) = Lab::on_one_segment(true);
+    firewall(&lab.router);
+    let config = uci(way, family).globals(&[("kernel_verdicts", "1"), ("default", "direct")]);
+    let daemon = Daemon::start(&lab, &config);
+    pass(&lab, family, 4_000);
+    still_by_the_box(&lab, family);
+    assert_eq!(daemon.status().number("tcp.total"), 0, "the process had nothing to do with it");
+}, v4 Direct V4, v6 Direct V6);
+
 over_ways!(on_one_arm_neighbours_are_left_alone, |way, family| {
     let (lab, main) = Lab::on_one_segment(true);
     let _daemon = Daemon::start(&lab, &uci(way, family));
