@@ -104,6 +104,8 @@ pub struct Engine {
     stats: Stats,
     names: Names,
     origins: Origins,
+    /// Live flows are to be looked at once the new rules are complete.
+    reclassify_due: bool,
     /// The listeners were asked to tell devices.
     told_devices: bool,
     /// Flows that each rule decided in the kernel, by its number, as last looked at.
@@ -153,6 +155,7 @@ impl Engine {
             names: Names::new((globals.tcp_sessions + globals.udp_sessions) as usize),
             origins: Origins::new(neighbours::all),
             told_devices: false,
+            reclassify_due: false,
             kernel_hits: RefCell::default(),
             accept_again: None,
             accept_limiter: Limiter::default(),
@@ -452,6 +455,7 @@ impl Engine {
         self.with_checks(now, |checks, _| checks.restart(now));
         self.udp.forget_verdicts();
         log::set_max_level(globals.log_level);
+        let reclassifies = config.globals.reclassify;
         self.config = config;
         self.ask_names();
         let kept: Vec<usize> = plan.iter().filter_map(|planned| planned.from).collect();
@@ -462,6 +466,7 @@ impl Engine {
                 changes.push(format!("{ended} sessions of what was removed ended"));
             }
         }
+        self.reclassify_due = reclassifies;
         if changes.is_empty() {
             changes.push("nothing".into());
         }
@@ -481,9 +486,16 @@ impl Engine {
         tcp.end(stale, || CloseReason::Stale, &mut cx) + udp.end(stale, || CloseReason::Stale, &mut cx)
     }
 
-    /// Tells which devices the networks are that rules name.
+    /// Tells which devices the networks are that rules name. Live flows get new rules then, if that is wanted.
     pub fn resolve_networks(&mut self, device_of: &dyn Fn(&str) -> Option<String>) {
         self.policy.resolve_networks(device_of);
+        if std::mem::take(&mut self.reclassify_due) {
+            let now = self.tick();
+            let (tcp, udp, _, _, mut cx) = self.split(now);
+            let ended = tcp.reclassify(&mut cx);
+            udp.forget_all();
+            log::info!("the new rules end {ended} TCP sessions");
+        }
     }
 
     /// What a reload to `new` changes, in a person's words.

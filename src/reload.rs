@@ -101,8 +101,11 @@ pub fn resolve_networks_alone(engine: &mut Engine) {
     let named = config.rules.iter().any(|rule| !rule.network.is_empty());
     match named.then(|| netfilter::commands::facts_now(config)) {
         Some(Ok(facts)) => engine.resolve_networks(&|name| facts.device_of(name)),
-        Some(Err(e)) => log::warn!("{e}; rules with `network` don't match"),
-        None => {}
+        Some(Err(e)) => {
+            log::warn!("{e}; rules with `network` don't match");
+            engine.resolve_networks(&|_| None);
+        }
+        None => engine.resolve_networks(&|_| None),
     }
 }
 

@@ -2,6 +2,7 @@
 //! with the state of its outbounds, if one answers; else those of the file. Which, is said.
 
 use super::ask::{Answer, PATIENCE, document, print};
+use super::decides::decides;
 use super::tree::Tree;
 use super::{DEFAULT_CONFIG, Failure};
 use crate::config::{self, Config, IpRange, Listener, Mac, Mode, Target};
@@ -88,6 +89,7 @@ impl Explain {
             None => of_file(&cfg, &flow),
         };
         rules(&steps, &cfg, &mut text);
+        let _ = writeln!(text, "{}", decides(&cfg, &flow));
         print(&text)
     }
 }
@@ -176,7 +178,7 @@ fn rules(steps: &[Line], cfg: &Config, text: &mut String) {
     let open: Vec<&Line> = steps.iter().filter(|line| line.outcome == "depends").collect();
     let Some(last) = steps.last() else { return };
     let _ = if open.is_empty() {
-        writeln!(text, "So: {}, by {}. The process decides, when the flow begins.", last.goes(), last.who())
+        writeln!(text, "So: {}, by {}.", last.goes(), last.who())
     } else {
         let first: Vec<String> = open.iter().map(|line| format!("{} by {}", line.goes(), line.who())).collect();
         let mut kinds: Vec<&str> = open.iter().flat_map(|line| line.kinds.iter().map(String::as_str)).collect();

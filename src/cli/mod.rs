@@ -1,6 +1,7 @@
 //! The commands of the contract. No defaults of options here: the configuration owns those.
 
 mod ask;
+mod decides;
 mod explain;
 mod machine;
 mod probe;

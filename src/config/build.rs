@@ -215,6 +215,7 @@ fn globals(sections: &[Checked<'_>], names: &Names, env: &Env, report: &mut Repo
         sniff_timeout: section.time("sniff_timeout").unwrap_or_default(),
         metrics: section.text("metrics").and_then(|text| text.parse().ok()),
         drop_stale: section.flag("drop_stale"),
+        reclassify: section.flag("reclassify"),
         on_event: section.has("on_event").then(|| section.path("on_event")),
         resolver: section.resolver("resolver").unwrap_or(Resolver::File("/etc/resolv.conf".into())),
         sandbox: section.flag("sandbox"),

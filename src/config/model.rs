@@ -81,6 +81,8 @@ pub struct Globals {
     pub sniff_timeout: Duration,
     /// `option metrics`: where Prometheus is answered.
     pub metrics: Option<SocketAddr>,
+    /// `option reclassify`: after a reload live flows get the new rules too.
+    pub reclassify: bool,
     /// `option drop_stale`: sessions of what a reload removes end.
     pub drop_stale: bool,
     /// `option on_event`: the script that is run for each event.

@@ -140,7 +140,7 @@ const GLOBALS: &[Opt] = &[
     opt("sniff_port", Kind::SniffPort, "tcp:80 tcp:443 tcp:8080 udp:443", "where names are looked for").many(),
     opt("sniff_timeout", millis(10, 10 * SECOND), "300ms", "how long names are looked for"),
     opt("resolver", Kind::Resolver, "/etc/resolv.conf", "DNS server for the outbounds' names"),
-    opt("reclassify", Kind::Flag, "0", "after a reload live flows get the new rules too").later(),
+    opt("reclassify", Kind::Flag, "0", "after a reload live flows get the new rules too"),
     opt("drop_stale", Kind::Flag, "0", "after a reload sessions of what was removed end"),
     opt("dnsmasq", Kind::Flag, "0", "write nftset lines for domain rules").later(),
     opt("on_event", Kind::Path, "", "script that is run for each event"),

@@ -74,6 +74,38 @@ impl Tcp {
         self.decide(key, None, cx);
     }
 
+    /// Ends the sessions that the rules, which have changed, send elsewhere; returns how many.
+    pub fn reclassify(&mut self, cx: &mut Cx<'_>) -> usize {
+        let mut ended = 0;
+        for slot in 0..self.sessions.touched() {
+            let Some(key) = self.sessions.key_at(slot) else { continue };
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            if matches!(session.stage, Stage::Greeting(_) | Stage::Sniffing | Stage::Silent) {
+                continue;
+            }
+            let (client, orig_dst) = (session.client.address(), session.orig_dst.address());
+            let origin =
+                session.near.borrow().map(|fd| cx.origins.of_connection(fd, client, cx.now)).unwrap_or_default();
+            let name = session.name.as_ref().map(|name| cx.names.text(name));
+            let flow = Flow { domain: name.as_deref(), ..Flow::new(Proto::Tcp, client, orig_dst) };
+            let verdict = cx.policy.decide(&origin.of(flow));
+            let stays = match verdict.target {
+                Target::Direct => session.outbound == 0,
+                Target::Outbound(index) => session.outbound == index,
+                Target::Reject | Target::Drop => false,
+            };
+            if stays {
+                session.rule = verdict.rule;
+                continue;
+            }
+            session.near.reset();
+            session.far.reset();
+            self.close(key, CloseReason::Reclassified, cx);
+            ended += 1;
+        }
+        ended
+    }
+
     fn decide(&mut self, key: Key, name: Option<&str>, cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (client, orig_dst) = (session.client.address(), session.orig_dst.address());

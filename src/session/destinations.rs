@@ -128,6 +128,14 @@ impl Destinations {
         }
     }
 
+    /// Forgets everything.
+    pub fn forget_all(&mut self) {
+        for entry in self.sets.iter_mut().flatten() {
+            *entry = [0; 6];
+        }
+        self.used = 0;
+    }
+
     /// Entries in use, those included whose mapping has gone.
     pub fn used(&self) -> usize {
         self.used

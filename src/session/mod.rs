@@ -165,6 +165,8 @@ pub enum CloseReason {
     Dropped,
     /// A rule says reject.
     Rejected,
+    /// The rules have changed, and send it elsewhere.
+    Reclassified,
     /// Made room for a newer one.
     Evicted,
     /// Someone asked for it.
@@ -187,6 +189,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Idle => f.write_str("idle"),
             CloseReason::Dropped => f.write_str("dropped"),
             CloseReason::Rejected => f.write_str("rejected"),
+            CloseReason::Reclassified => f.write_str("new rules send it elsewhere"),
             CloseReason::Evicted => f.write_str("evicted"),
             CloseReason::Kicked => f.write_str("kicked"),
             CloseReason::Stale => f.write_str("stale"),

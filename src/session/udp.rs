@@ -127,6 +127,11 @@ impl Udp {
         self.destinations.forget_verdicts();
     }
 
+    /// Every flow is decided anew at its next datagram: the rules have changed, and live flows shall get them.
+    pub fn forget_all(&mut self) {
+        self.destinations.forget_all();
+    }
+
     /// A datagram, in `slot` of `batch` from `start` on, from `client` to `orig_dst`. What is to go out is sent by
     /// [`Self::flush`] at the latest.
     pub fn datagram(

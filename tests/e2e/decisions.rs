@@ -194,3 +194,25 @@ over_ways!(a_rule_may_ask_for_the_device_and_the_mac_address, |way, family| {
         assert_eq!(proxied(&lab, &mirror), expected, "{device} {mac}");
     }
 }, v4 Direct V4, v6 Direct V6);
+
+#[test]
+fn with_reclassify_a_reload_applies_new_rules_to_live_flows() {
+    let lab = Lab::new();
+    let [kept, ended] = [4_000, 25].map(|port| Mirror::start_at(&lab.server, Family::V4.destination(80), port));
+    let uci = uci(Way::Direct, Family::V4).globals(&[("reclassify", "1")]);
+    let daemon = Daemon::start(&lab, &uci);
+    let mut streams = [&kept, &ended].map(|mirror| connect(&lab.client, mirror.at));
+    let socket = udp(&lab.client, Family::V4.client(), 0);
+    for (stream, mirror) in streams.iter_mut().zip([&kept, &ended]) {
+        crate::mirror::ask(stream).expect("an answer");
+        seen_by_udp(&socket, mirror.at, PATIENCE).expect("an answer");
+    }
+    daemon.write_config(&uci.section("config rule\n\tlist dest_port '25'\n\toption outbound 'reject'\n"));
+    daemon.reload(&["reload"]);
+    let [mut stays, mut goes] = streams;
+    crate::mirror::ask(&mut stays).expect("it goes where it went");
+    crate::sock::expect_reset(&mut goes);
+    seen_by_udp(&socket, kept.at, PATIENCE).expect("an answer");
+    let brief = Duration::from_millis(300);
+    assert!(seen_by_udp(&socket, ended.at, brief).is_err(), "its datagrams are rejected");
+}

@@ -50,7 +50,6 @@ fn what_a_later_build_has_is_refused_by_name() {
     for (section, lines, expected) in [
         ("globals", "option backend iptables", "globals backend 'iptables'"),
         ("globals", "option client_sessions 100", "globals client_sessions '100'"),
-        ("globals", "option reclassify yes", "globals reclassify 'yes'"),
         ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
         ("socks5", "option send_domain 1", "outbound send_domain '1'"),
         ("socks5", "option spare 2", "outbound spare '2'"),

@@ -29,6 +29,7 @@ fn config(listeners: Vec<Listener>) -> Config {
             sniff_timeout: std::time::Duration::ZERO,
             metrics: None,
             drop_stale: false,
+            reclassify: false,
             on_event: None,
             kernel_set_max: 1000,
             resolver: Resolver::File("/etc/resolv.conf".into()),
