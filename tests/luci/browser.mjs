@@ -172,7 +172,7 @@ export class Page {
 
     // The first button (or link) that says this, within `where`.
     async press(words, where = 'body') {
-        const find = `[...document.querySelectorAll(${JSON.stringify(`${where} button, ${where} a, ${where} summary`)})].find((one) =>
+        const find = `[...document.querySelectorAll(${JSON.stringify(`${where} button, ${where} a, ${where} summary, ${where} .cbi-dropdown li`)})].find((one) =>
             one.textContent.trim() === ${JSON.stringify(words)} && one.getClientRects().length && !one.disabled)`;
         await this.until(`!!(${find})`, `a button “${words}” in ${where}`);
         await this.value(`${find}.setAttribute('data-pressed', ${JSON.stringify(words)})`);
@@ -198,8 +198,9 @@ export class Page {
             await this.send('Input.dispatchKeyEvent', { type, key, code, text: type === 'keyDown' ? text : undefined, windowsVirtualKeyCode: number });
     }
 
-    async shot(file, whole = false) {
-        const { data } = await this.send('Page.captureScreenshot', { format: 'png', captureBeyondViewport: whole });
+    // A picture of what is in sight.
+    async shot(file) {
+        const { data } = await this.send('Page.captureScreenshot', { format: 'webp', quality: 70 });
         writeFileSync(file, Buffer.from(data, 'base64'));
     }
 }

@@ -1,17 +1,11 @@
 // The pages in a real browser on a client's side of a real router: what its owner does, and what comes of it. Run by
-// `ci/luci drive` in the client's namespace; ROUTER names another program than router.mjs that serves the pages.
+// `ci/luci drive` in the client's namespace.
 
-import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { connect } from 'node:net';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { Browser, sleep } from './browser.mjs';
+import { begin, CONFIG, end, get, go, hold, serve, SITE, status, until, visit as visitWith } from './lab.mjs';
 
-const HERE = dirname(fileURLToPath(import.meta.url));
-const FOLDER = '/run/luci';
-const CONFIG = `${FOLDER}/tproxyd`;
-const SITE = 'http://192.168.1.1';
 const PAGES = ['overview', 'servers', 'rules', 'sets', 'devices', 'sessions', 'check', 'advanced'];
 
 // A page's own JavaScript may have this many bytes.
@@ -33,93 +27,11 @@ function equal(found, wanted, what) {
     check(JSON.stringify(found) === JSON.stringify(wanted), `${what}: ${JSON.stringify(found)}, not ${JSON.stringify(wanted)}`);
 }
 
-const inNamespace = (name, ...command) => ['nsenter', [`--net=/run/netns/${name}`, ...command]];
-
-// ---- the router
-
-let router = null;
-
-async function begin(config) {
-    rmSync(FOLDER, { recursive: true, force: true });
-    mkdirSync(FOLDER, { recursive: true });
-    writeFileSync(CONFIG, config);
-    const [program, words] = inNamespace('router', ...(process.env.ROUTER ?? `node ${join(HERE, 'router.mjs')}`).split(' '), '192.168.1.1', '80', CONFIG);
-    router = spawn(program, words, { stdio: ['ignore', 'pipe', 'inherit'] });
-    await new Promise((done, fail) => {
-        router.stdout.on('data', (text) => String(text).includes('ready') && done());
-        router.on('exit', (code) => fail(new Error(`the router ended (${code})`)));
-    });
-}
-
-async function end() {
-    const gone = new Promise((done) => router.on('exit', done));
-    router.kill('SIGTERM');
-    await gone;
-}
-
-function tproxyd(...words) {
-    const [program, all] = inNamespace('router', process.env.TPROXYD, ...words, '--config', CONFIG);
-    return spawnSync(program, all, { encoding: 'utf8' }).stdout;
-}
-
-function status() {
-    const text = tproxyd('status', '--json');
-    return text ? JSON.parse(text) : null;
-}
-
-async function until(ask, what) {
-    for (const end = Date.now() + 60_000; Date.now() < end; await sleep(100)) {
-        const found = await ask();
-        if (found) return found;
-    }
-    throw new Error(`waited in vain for ${what}`);
-}
-
-// ---- the client
-
-function serve() {
-    const source = `require('http').createServer((request, response) => request.url === '/hold' ? response.write('…') : response.end('hello ' + request.socket.remoteAddress)).listen(80, () => console.log('ready'))`;
-    const [program, words] = inNamespace('server', 'node', '-e', source);
-    const server = spawn(program, words, { stdio: ['ignore', 'pipe', 'inherit'] });
-    return new Promise((done) => server.stdout.once('data', () => done(server)));
-}
-
-async function get(address) {
-    return (await fetch(`http://${address}/`, { signal: AbortSignal.timeout(20_000), headers: { connection: 'close' } })).text();
-}
-
-// Connections that stay open.
-function hold(count) {
-    return Promise.all(Array.from({ length: count }, () => new Promise((done, fail) => {
-        const socket = connect(80, '203.0.113.10', () => socket.write('GET /hold HTTP/1.1\r\nHost: held.example\r\n\r\n'));
-        socket.once('data', () => done(socket));
-        socket.once('error', fail);
-    })));
-}
-
 // ---- the browser
 
 let browser = null;
 
-async function visit(name, user = 'root', query = '') {
-    const page = await browser.page();
-    await page.send('Network.clearBrowserCookies');
-    await page.size(1200, 900);
-    await page.open(`${SITE}/cgi-bin/luci/admin/services/tproxyd/${name}${query}`);
-    await page.until(`document.querySelector('#luci_password')`, 'the login');
-    await page.type('#luci_username', user);
-    await page.type('#luci_password', 'x');
-    await page.key('Enter');
-    await page.until(`!document.querySelector('#luci_password') && document.querySelector('#view h2')`, `page ${name}`);
-    return page;
-}
-
-// Another page of the same session.
-async function go(page, name) {
-    page.requests.length = 0;
-    await page.open(`${SITE}/cgi-bin/luci/admin/services/tproxyd/${name}`);
-    await page.until(`document.querySelector('#view h2')`, `page ${name}`);
-}
+const visit = (...words) => visitWith(browser, ...words);
 
 // The id of a field of a dialog's section, whose name may be one that was made up.
 const field = (option) => `.modal [id$="-${option}"]`;

@@ -1,5 +1,5 @@
-# Stands for LuCI's build rules: which part of a folder of pages goes where. Translations (po/) are packages of their own
-# there, made by LuCI's own compiler; here they are left out, and the pages speak English.
+# Stands for LuCI's build rules: which part of a folder of pages goes where. Translations (po/) are packages of their own;
+# ci/lib/lmo.py stands for LuCI's compiler of catalogues, and writes the same bytes.
 
 PKG_NAME?=$(notdir $(CURDIR))
 PKG_RELEASE?=1
@@ -36,4 +36,24 @@ define Package/$(PKG_NAME)/postinst
 }
 endef
 
+chinese:=luci-i18n-$(patsubst luci-app-%,%,$(PKG_NAME))-zh-cn
+
+define Package/$(chinese)
+  SECTION:=luci
+  TITLE:=$(PKG_NAME) - zh-cn translation
+  DEPENDS:=$(PKG_NAME)
+  PKGARCH:=all
+endef
+
+define Package/$(chinese)/description
+  Translation for $(PKG_NAME) - 简体中文 (Chinese Simplified)
+endef
+
+define Package/$(chinese)/install
+	mkdir -p $(1)/etc/uci-defaults $(1)/usr/lib/lua/luci/i18n
+	echo "uci set luci.languages.zh_cn='简体中文 (Chinese Simplified)'; uci commit luci" >$(1)/etc/uci-defaults/$(chinese)
+	$(foreach po,$(wildcard $(LUCI_DIR)/po/zh_Hans/*.po),python3 $(TREE)/ci/lib/lmo.py $(po) $(1)/usr/lib/lua/luci/i18n/$(basename $(notdir $(po))).zh-cn.lmo;)
+endef
+
 $(eval $(call BuildPackage,$(PKG_NAME)))
+$(if $(wildcard $(LUCI_DIR)/po/zh_Hans),$(eval $(call BuildPackage,$(chinese))))
