@@ -4,7 +4,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { Browser, sleep } from './browser.mjs';
-import { begin, CONFIG, end, get, go, hold, serve, SITE, status, until, visit as visitWith } from './lab.mjs';
+import { begin, CONFIG, end, get, go, hold, lease, macOf, serve, SITE, status, until, visit as visitWith } from './lab.mjs';
 
 const PAGES = ['overview', 'servers', 'rules', 'sets', 'devices', 'sessions', 'check', 'advanced'];
 
@@ -255,6 +255,23 @@ test('sessions are paged by the daemon, and one is ended', LISTENER, async () =>
     await page.key('Enter');
     await page.untilSays('No sessions.');
     held.forEach((socket) => socket.destroy());
+    return page;
+});
+
+test('a device is called by its name, and blocked and freed with one choice each', LISTENER, async () => {
+    const mac = macOf('eth0');
+    await lease({ macaddr: mac.toUpperCase(), ipaddr: '192.168.1.2', hostname: 'laptop' });
+    equal((await get('203.0.113.10')).slice(0, 5), 'hello', 'before');
+    const page = await visit('devices');
+    await page.untilSays('laptop', '#tproxyd-devices');
+    await page.until(`/laptop[\\s\\S]* B/.test(document.querySelector('#tproxyd-devices').innerText)`, 'its traffic');
+    await page.choose(`[name="device-${mac}"]`, 'reject');
+    await until(() => status()?.rules[0]?.outbound === 'reject', 'the rule');
+    await get('203.0.113.10').then(() => check(false, 'it was not blocked'), () => {});
+    await page.until(`document.querySelector('[name="device-${mac}"]')?.value === 'reject' && !document.querySelector('.modal')?.getClientRects().length`, 'the choice shown');
+    await page.choose(`[name="device-${mac}"]`, '');
+    await until(() => status()?.rules.length === 0, 'the rule to go');
+    equal((await get('203.0.113.10')).slice(0, 5), 'hello', 'after');
     return page;
 });
 

@@ -70,6 +70,15 @@ export async function get(address, path = '/') {
     return (await fetch(`http://${address}${path}`, { signal: AbortSignal.timeout(20_000), headers: { connection: 'close' } })).text();
 }
 
+export function macOf(device) {
+    return JSON.parse(spawnSync('ip', ['-json', 'link', 'show', device], { encoding: 'utf8' }).stdout)[0].address;
+}
+
+// Has the router's DHCP server know a device; another ROUTER has its own ways.
+export async function lease(one) {
+    await fetch(`${SITE}/test/extra`, { method: 'POST', body: JSON.stringify({ leases: [one] }) });
+}
+
 // Connections that stay open.
 export function hold(count) {
     return Promise.all(Array.from({ length: count }, () => new Promise((done, fail) => {

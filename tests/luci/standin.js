@@ -240,7 +240,10 @@ const AbstractValue = Base.extend({
         const value = this.formvalue(sid);
         const empty = value == null || value === '' || (Array.isArray(value) && !value.length) || (this.isFlag && value === this.default);
         if (empty) uci.unset('tproxyd', sid, this.option);
-        else uci.set('tproxyd', sid, this.option, value);
+        else this.write(sid, value);
+    },
+    write(sid, value) {
+        uci.set('tproxyd', sid, this.option, value);
     },
     renderField(sid) {
         const node = E('div', { 'class': 'cbi-value-field' }, [this.renderWidget(sid, this.cfgvalue(sid) ?? this.default)]);

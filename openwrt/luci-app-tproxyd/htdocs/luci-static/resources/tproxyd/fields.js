@@ -13,7 +13,15 @@
 function add(section, tab, type, name, title, help, more) {
 	const option = tab ? section.taboption(tab, type, name, title, help) : section.option(type, name, title, help);
 
-	return Object.assign(option, { modalonly: tab ? true : null, rmempty: true }, more);
+	Object.assign(option, { modalonly: tab ? true : null, rmempty: true }, more);
+
+	// What is the default anyway is not written: the configuration stays as short as one would write it.
+	if (type === form.ListValue && option.rmempty && option.default != null)
+		option.write = function(sid, value) {
+			return (value === this.default) ? uci.unset('tproxyd', sid, this.option) : uci.set('tproxyd', sid, this.option, value);
+		};
+
+	return option;
 }
 
 // The values of one of model's kinds; `!` excludes where the daemon takes that.
