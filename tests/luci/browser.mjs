@@ -160,12 +160,25 @@ export class Page {
             `“${words}” in ${selector}`);
     }
 
-    // Moves there and presses the button, as a hand does.
+    // Moves there and presses the button, as a hand does: once it stands still, and nothing lies over it.
     async click(selector) {
-        const wanted = JSON.stringify(selector);
-        await this.until(`document.querySelector(${wanted})?.getClientRects().length > 0`, `${selector} to be seen`);
-        const [x, y] = await this.value(`(() => { const one = document.querySelector(${wanted}); one.scrollIntoView({ block: 'center' });
-            const box = one.getBoundingClientRect(); return [ box.x + box.width / 2, box.y + box.height / 2 ]; })()`);
+        const place = () => this.value(`(() => {
+            const one = document.querySelector(${JSON.stringify(selector)});
+            if (!one?.getClientRects().length) return null;
+            one.scrollIntoView({ block: 'center', behavior: 'instant' });
+            const box = one.getBoundingClientRect();
+            const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+            const top = document.elementFromPoint(x, y);
+            return top && (one.contains(top) || top.contains(one)) ? [x, y] : null;
+        })()`);
+        let last = '';
+        const still = async () => {
+            const now = JSON.stringify(await place());
+            const same = now !== 'null' && now === last;
+            last = now;
+            return same ? JSON.parse(now) : null;
+        };
+        const [x, y] = await this.#wait(still, `${selector} to stand still in sight`);
         for (const type of ['mousePressed', 'mouseReleased'])
             await this.send('Input.dispatchMouseEvent', { type, x, y, button: 'left', clickCount: 1 });
     }
@@ -187,6 +200,7 @@ export class Page {
     }
 
     async choose(selector, value) {
+        await this.until(`!!document.querySelector(${JSON.stringify(selector)})`, selector);
         await this.value(`(() => { const one = document.querySelector(${JSON.stringify(selector)}); one.value = ${JSON.stringify(value)};
             one.dispatchEvent(new Event('change', { bubbles: true })); })()`);
     }
