@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Say which listener, rule and outbound a flow gets, why the rules above do not match, and on what it depends.
+#[allow(rustdoc::broken_intra_doc_links, reason = "brackets around an address are for the help")]
 #[derive(FromArgs)]
 #[argh(
     subcommand,
