@@ -39,6 +39,7 @@ pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, re
     cross::overlapping_listeners(&listeners, report);
     cross::listeners_without_their_set(&listeners, &sets, report);
     cross::rules_never_reached(&rules, report);
+    cross::sets_too_large_for_the_kernel(&globals, &rules, &sets, report);
     if listeners.is_empty() {
         report.warn(0, "no listener is enabled: nothing is intercepted");
     }

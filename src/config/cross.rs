@@ -153,6 +153,28 @@ pub(super) fn rules_never_reached(rules: &[Rule], report: &mut Report<'_>) {
     }
 }
 
+/// The flows of a rule whose set the kernel does not hold go through the process, whatever the rule says.
+pub(super) fn sets_too_large_for_the_kernel(globals: &Globals, rules: &[Rule], sets: &[Set], report: &mut Report<'_>) {
+    for (place, set) in sets.iter().enumerate().filter(|_| globals.kernel_verdicts) {
+        let intervals = set.entries.nets().len();
+        let names_it = |rule: &&Rule| {
+            let values = [&rule.src_ip, &rule.dest_ip].into_iter().flat_map(|kind| kind.plain.iter().chain(&kind.not));
+            rule.active && values.into_iter().any(|value| *value == AddressMatch::Set(place as u16))
+        };
+        if intervals > globals.kernel_set_max as usize
+            && let Some(rule) = rules.iter().find(names_it)
+        {
+            let most = globals.kernel_set_max;
+            let (name, number) = (&set.name, rule.number);
+            let message = format!(
+                "set '{name}' has {intervals} intervals, more than kernel_set_max {most}: flows that rule {number} may \
+                 match go through the process"
+            );
+            report.warn(set.line, message);
+        }
+    }
+}
+
 fn same_kind_of_packet(a: &Listener, b: &Listener) -> bool {
     let protos = (a.protos.tcp && b.protos.tcp) || (a.protos.udp && b.protos.udp);
     protos && ((a.families.v4 && b.families.v4) || (a.families.v6 && b.families.v6))

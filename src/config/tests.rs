@@ -299,6 +299,18 @@ fn a_file_larger_than_a_mebibyte_is_refused() {
     assert_eq!(read(&text).unwrap_err().to_string(), "f: larger than 1024 KiB; put long lists into loadfile");
 }
 
+#[test]
+fn a_set_that_the_kernel_does_not_hold_is_a_warning_where_a_rule_names_it() {
+    let text = "config globals\n option kernel_set_max 1\nconfig set s\n list entry 192.0.2.1\n list entry 192.0.2.9\n\
+                config rule\n list dest_ip @s\n option outbound direct\n";
+    let about =
+        |text: &str| read(text).unwrap().warnings.into_iter().filter(|line| line.contains("kernel_set_max")).count();
+    assert_eq!(about(text), 1);
+    assert_eq!(about(&text.replace("kernel_set_max 1", "kernel_set_max 2")), 0);
+    assert_eq!(about(&text.replace("kernel_set_max 1", "kernel_set_max 1\n option kernel_verdicts 0")), 0);
+    assert_eq!(about(&text.replace("@s", "192.0.2.1")), 0);
+}
+
 /// The figures of the README; `cargo test --release -- --ignored --nocapture full_size` prints them.
 #[test]
 #[ignore = "a second of work, and figures for people"]

@@ -185,3 +185,34 @@ fn a_flow_whose_device_or_mac_is_not_known_came_by_none() {
     policy.resolve_networks(&|_| None);
     assert_eq!(target(&policy, Some("lan0"), None), Target::Direct);
 }
+
+/// `cargo test --release --lib -- --ignored --nocapture match_cost` prints what a look-up costs.
+#[test]
+#[ignore = "figures for people"]
+fn match_cost_does_not_grow_with_the_set() {
+    for count in [10u32, 1_000, 100_000] {
+        let nets = (0..count).map(|n| {
+            let first = std::net::Ipv4Addr::from_bits(0x0100_0000 + n * 512);
+            IpRange { first: first.into(), last: std::net::Ipv4Addr::from_bits(first.to_bits() + 255).into() }
+        });
+        let names: Vec<String> = (0..count).map(|n| format!("host-{n}.example")).collect();
+        let domains = names.iter().map(|name| (name.as_str(), false)).collect();
+        let set = |entries| Set { name: "s".into(), label: None, line: 1, entries, incomplete: false };
+        let sets = [set(Entries::Nets(Arc::new(nets.collect()))), set(Entries::Domains(Arc::new(domains)))];
+        let (mut by_net, mut by_name) = (any_rule(0, Target::Drop), any_rule(0, Target::Drop));
+        by_net.dest_ip.plain.push(AddressMatch::Set(0));
+        by_name.domain.plain.push(DomainMatch::Set(1));
+        let cost = |rule: config::Rule| {
+            let policy = policy_with_sets(vec![rule], &sets, Target::Direct);
+            let begin = std::time::SystemTime::now();
+            const ROUNDS: u32 = 1_000_000;
+            for n in 0..ROUNDS {
+                let ip = std::net::Ipv4Addr::from_bits(0x0100_0000 + n.wrapping_mul(2_654_435_761) % (count * 512));
+                let flow = Flow::new(Proto::Tcp, "192.168.1.2:4".parse().unwrap(), (ip, 443).into());
+                std::hint::black_box(policy.decide(&Flow { domain: Some("a.host-7.example"), ..flow }));
+            }
+            begin.elapsed().unwrap() / ROUNDS
+        };
+        println!("{count:>7} entries: a network {:?}, a domain {:?}", cost(by_net), cost(by_name));
+    }
+}
