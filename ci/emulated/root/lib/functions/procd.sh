@@ -37,12 +37,14 @@ procd_close_service() {
 	else
 		mv "$STANDIN/command.new" "$STANDIN/command"
 		rm -f "$STANDIN/ended"
-		supervise </dev/null >/dev/null 2>&1 &
+		cat /proc/sys/kernel/random/uuid >"$STANDIN/supervisor"
+		supervise "$(cat "$STANDIN/supervisor")" </dev/null >/dev/null 2>&1 &
 	fi
 }
 
-supervise() {
-	local pid
+# Of two starts in a row the later one's supervisor counts.
+supervise() { # ID
+	local pid supervisor="$1"
 	ulimit -n "${NOFILE%% *}"
 	# shellcheck disable=SC2046 # the command has no blanks in its words
 	set -- $(cat "$STANDIN/command")
@@ -53,6 +55,7 @@ supervise() {
 		while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done
 		if [ -e "$STANDIN/ended" ] || [ -z "$RESPAWN" ]; then break; fi
 		sleep "$RESPAWN"
+		if [ -e "$STANDIN/ended" ] || [ "$(cat "$STANDIN/supervisor")" != "$supervisor" ]; then break; fi
 	done
 }
 
