@@ -35,7 +35,9 @@ export async function begin(config) {
 export async function end() {
     const gone = new Promise((done) => router.on('exit', done));
     router.kill('SIGTERM');
+    const timer = setTimeout(() => router.kill('SIGKILL'), 20_000);
     await gone;
+    clearTimeout(timer);
 }
 
 export function tproxyd(...words) {
