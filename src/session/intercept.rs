@@ -2,6 +2,7 @@
 
 use super::Cx;
 use super::dial::set_keepalive_or_warn;
+use super::relay::limit_unsent_or_warn;
 use super::reply::Replies;
 use super::tcp::Tcp;
 use super::udp::{BATCHES_PER_TURN, Udp};
@@ -143,6 +144,7 @@ impl Bound {
             Transport::Tcp => {
                 // what is accepted inherits these, so they cost no call per connection
                 sockopt::set_nodelay(at)?;
+                limit_unsent_or_warn(at);
                 set_keepalive_or_warn(at);
                 socket::bind(at, self.address)?;
                 socket::listen(at, BACKLOG)?;

@@ -35,6 +35,8 @@ pub struct End {
     shut: bool,
     /// `TCP_NODELAY` is set.
     nodelay: bool,
+    /// What may wait unsent is limited.
+    limited: bool,
     /// Bytes that it did not take yet.
     held: Option<Chunk>,
     /// Its bytes come through this pipe.
@@ -68,7 +70,7 @@ const TURN: usize = 4 * CHUNK;
 impl End {
     /// An end that was accepted, and inherited its options from the listener.
     pub fn accepted(fd: OwnedFd) -> End {
-        End { fd: Some(fd), nodelay: true, ..End::default() }
+        End { fd: Some(fd), nodelay: true, limited: true, ..End::default() }
     }
 
     /// Becomes one that is being connected, with no options set yet. What it was to get before everything else, it still is.
@@ -280,6 +282,7 @@ fn copy(
         sink.turning = if n >= LARGE { sink.turning.saturating_add(1) } else { 0 };
         if sink.turning >= LARGE_READS {
             sink.turning = 0;
+            limit_unsent(sink, to);
             sink.pipe = tools.pipes.take();
         }
     }
@@ -345,6 +348,9 @@ fn write(sink: &mut End, to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> 
             Ok(n) => {
                 sink.writable = n == bytes.len();
                 sink.sent += n as u64;
+                if !sink.writable {
+                    limit_unsent(sink, to);
+                }
                 return Ok(n);
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -354,6 +360,24 @@ fn write(sink: &mut End, to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> 
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
+    }
+}
+
+/// Most bytes that wait unsent in a socket to a peer that takes them slowly or not at all: two reads' worth.
+const UNSENT_MAX: u32 = PIPE as u32;
+
+/// [`sockopt::set_unsent_limit`]; without it a peer that does not read costs megabytes of kernel memory.
+pub fn limit_unsent_or_warn(fd: BorrowedFd<'_>) {
+    if let Err(e) = sockopt::set_unsent_limit(fd, UNSENT_MAX) {
+        log::debug!("cannot set TCP_NOTSENT_LOWAT: {e}");
+    }
+}
+
+/// The same for a connection of ours once it has much to send: those that end sooner are spared the call.
+fn limit_unsent(sink: &mut End, to: BorrowedFd<'_>) {
+    if !sink.limited {
+        sink.limited = true;
+        limit_unsent_or_warn(to);
     }
 }
 

@@ -139,6 +139,15 @@ pub fn set_nodelay(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)
 }
 
+/// The socket takes no more while `bytes` wait in it that have not been sent once: `TCP_NOTSENT_LOWAT`, tcp(7). What is under
+/// way to the peer does not count, so a long way is filled as ever, while a peer that does not read costs little memory.
+pub fn set_unsent_limit(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    set_int(fd, libc::IPPROTO_TCP, TCP_NOTSENT_LOWAT, bytes as libc::c_int)
+}
+
+/// linux/tcp.h; libc does not have it for every target.
+const TCP_NOTSENT_LOWAT: libc::c_int = 25;
+
 /// Finds a peer that vanished: first probe after `idle`, then every `interval`, gone after `count` without an answer.
 /// `SO_KEEPALIVE` and its `TCP_KEEP*`, tcp(7). Whole seconds.
 pub fn set_keepalive(fd: BorrowedFd<'_>, idle: Duration, interval: Duration, count: u8) -> io::Result<()> {

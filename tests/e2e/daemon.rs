@@ -252,10 +252,19 @@ impl Daemon {
 
     /// Private and shared memory of the network process, in bytes: its proportional set size.
     pub fn memory(&self) -> u64 {
+        self.memory_of("Pss:")
+    }
+
+    /// Memory that it has written to and shares with nobody: unlike PSS it does not depend on who else runs the program.
+    pub fn private_memory(&self) -> u64 {
+        self.memory_of("Private_Dirty:")
+    }
+
+    fn memory_of(&self, kind: &str) -> u64 {
         let path = format!("/proc/{}/smaps_rollup", self.process.pid());
         let rollup = std::fs::read_to_string(path).expect("the daemon runs");
-        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("a Pss line");
-        let kilobytes = pss.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number");
+        let size = rollup.lines().find_map(|line| line.strip_prefix(kind)).expect("a line of this kind");
+        let kilobytes = size.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number");
         kilobytes * 1024
     }
 }

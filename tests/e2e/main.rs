@@ -23,6 +23,7 @@ mod socks;
 
 mod citizen;
 mod connect;
+mod costs;
 mod decisions;
 mod departed;
 mod domains;
