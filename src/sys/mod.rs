@@ -7,6 +7,7 @@ pub mod ingress;
 pub mod interface;
 pub mod memory;
 pub mod netlink;
+pub mod pages;
 pub mod passing;
 pub mod process;
 pub mod random;
