@@ -73,6 +73,7 @@ const _: () = assert!(number::METRICS < number::SCRAPE);
 const _: () = assert!(number::SCRAPE as usize + control::SCRAPES_MAX <= number::ADDRESSES as usize);
 const _: () = assert!(number::LISTENER as usize + 2 * LISTENERS_MAX <= number::CHECK as usize);
 const _: () = assert!(number::CHECK as usize + CHECKS_MAX <= number::RESOLVER as usize);
+const _: () = assert!(LISTENERS_MAX <= u32::BITS as usize);
 
 /// Events that one call of poll returns at most.
 const EVENTS: usize = 256;
@@ -84,11 +85,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Engine {
     poll: Poll,
     started: Instant,
+    /// When the last turn began.
+    now: Tick,
     config: Config,
     /// Where it was read from.
     file: PathBuf,
     families: Families,
     listeners: Vec<Option<Listener>>,
+    /// Places of listeners where something may wait, a bit for each.
+    waiting: u32,
     tcp: Tcp,
     udp: Udp,
     batch: ReceiveBatch,
@@ -138,8 +143,10 @@ impl Engine {
             poll,
             started: now(),
             file: PathBuf::new(),
+            now: Tick(0),
             families,
             listeners: Vec::new(),
+            waiting: 0,
             tcp: Tcp::new(globals.tcp_sessions as u16),
             udp: Udp::new(globals.udp_sessions as u16, random::u64()),
             batch: ReceiveBatch::new(),
@@ -219,6 +226,7 @@ impl Engine {
             _ => {}
         }
         let now = self.tick();
+        self.now = now;
         let mut resolved = Resolved::new();
         for event in events.iter() {
             match Owner::of(event.token()) {
@@ -288,6 +296,7 @@ impl Engine {
             let proto = if place % 2 == 0 { Proto::Tcp } else { Proto::Udp };
             if let Some(listener) = &mut self.listeners[place / 2] {
                 listener.note(proto);
+                self.waiting |= 1 << (place / 2);
             }
         } else if number == number::ADDRESSES {
             self.end_bound_to_gone(now);
@@ -319,7 +328,10 @@ impl Engine {
         if !paused {
             self.accept_again = None;
         }
-        for place in 0..self.listeners.len() {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        while waiting != 0 {
+            let place = waiting.trailing_zeros() as usize;
+            waiting &= waiting - 1;
             let Some(mut listener) = self.listeners[place].take() else { continue };
             let (tcp, udp, batch, replies, mut cx) = self.split(now);
             cx.listener = listener.place;
@@ -341,17 +353,18 @@ impl Engine {
                 }
                 self.accept_again = Some(now.after(ACCEPT_PAUSE));
             }
+            self.waiting |= u32::from(listener.has_queued() || listener.has_waiting()) << place;
             self.listeners[place] = Some(listener);
         }
     }
 
     /// How long poll may sleep.
     fn timeout(&self, until: Option<Tick>) -> Option<Duration> {
-        let listeners = self.listeners.iter().flatten();
         let may_accept = self.accept_again.is_none() && !self.tcp.is_full();
         let work = self.tcp.has_queued()
             || self.udp.has_queued()
-            || listeners.into_iter().any(|l| l.has_queued() || l.has_waiting() && may_accept);
+            || self.waiting != 0
+                && self.listeners.iter().flatten().any(|l| l.has_queued() || l.has_waiting() && may_accept);
         if work {
             return Some(Duration::ZERO);
         }
@@ -364,7 +377,8 @@ impl Engine {
             self.checks.as_ref().and_then(Checks::deadline),
         ];
         let deadlines = tables.into_iter().chain([self.accept_again, until]);
-        let now = self.tick();
+        // As of this turn's begin: on many routers the clock is a system call, and a deadline has time.
+        let now = self.now;
         deadlines.flatten().map(|at| if now.reached(at) { Duration::ZERO } else { at.since(now) }).min()
     }
 
@@ -383,7 +397,7 @@ impl Engine {
 
     /// The moment, in steps since the start.
     pub fn tick(&self) -> Tick {
-        Tick((now().duration_since(self.started).as_millis() / Tick::STEP.as_millis()) as u32)
+        Tick::at(now().duration_since(self.started))
     }
 
     fn split(&mut self, now: Tick) -> (&mut Tcp, &mut Udp, &mut ReceiveBatch, &mut Replies, Cx<'_>) {
@@ -467,6 +481,7 @@ impl Engine {
             }
         }
         self.reclassify_due = reclassifies;
+        self.now = self.tick();
         if changes.is_empty() {
             changes.push("nothing".into());
         }
@@ -572,6 +587,7 @@ impl Engine {
             self.listeners[place] = Some(listener);
         }
         old.into_iter().flatten().for_each(|listener| self.take_leave(listener));
+        self.waiting = u32::MAX;
         self.listeners.iter().flatten().for_each(Listener::keep_ports);
         self.origins.serve(&self.policy);
         let tells = self.origins.asks_for_device();

@@ -11,11 +11,21 @@ impl Tick {
     /// Length of one step.
     pub const STEP: Duration = Duration::from_millis(10);
 
+    const PER_SECOND: u32 = 100;
+
     /// This moment plus `span`, rounded up to a whole step.
     #[must_use]
     pub fn after(self, span: Duration) -> Tick {
-        let steps = span.as_millis().div_ceil(Self::STEP.as_millis());
-        Tick(self.0.wrapping_add(steps.min(u128::from(u32::MAX / 2)) as u32))
+        let part = span.subsec_nanos().div_ceil(Self::STEP.as_nanos() as u32);
+        let steps = span.as_secs().saturating_mul(Self::PER_SECOND.into()).saturating_add(part.into());
+        Tick(self.0.wrapping_add(steps.min((u32::MAX / 2).into()) as u32))
+    }
+
+    /// The moment `span` after the start, rounded down to a whole step.
+    pub fn at(span: Duration) -> Tick {
+        // without the division of 128 bits that a count of milliseconds takes
+        let part = span.subsec_nanos() / Self::STEP.as_nanos() as u32;
+        Tick((span.as_secs() as u32).wrapping_mul(Self::PER_SECOND).wrapping_add(part))
     }
 
     /// True if `self` is `deadline` or later.
@@ -26,7 +36,10 @@ impl Tick {
     /// Time from `earlier` to `self`; zero if `earlier` lies ahead.
     pub fn since(self, earlier: Tick) -> Duration {
         let steps = self.0.wrapping_sub(earlier.0);
-        if (steps as i32) < 0 { Duration::ZERO } else { Self::STEP * steps }
+        if (steps as i32) < 0 {
+            return Duration::ZERO;
+        }
+        Duration::new((steps / Self::PER_SECOND).into(), steps % Self::PER_SECOND * Self::STEP.as_nanos() as u32)
     }
 }
 
