@@ -96,7 +96,7 @@ tproxyd --version
 client probe tcp $INTERNET4:7000 1000 | grep "seen as 10.0.2.1" || fail "no traffic without the daemon"
 
 # configure GLOBALS-LINE...: the configuration of the tests, with more options of globals. By itself, all goes through the
-# process. VERDICTS=1: what the kernel can decide is left to it.
+# process. MODE, PORT: of the listener. VERDICTS=1: what the kernel can decide is left to it.
 configure() {
 	{
 		echo "config globals 'globals'"
@@ -104,8 +104,8 @@ configure() {
 		for line; do echo "	option $line"; done
 		cat <<-UCI
 			config listener 'lan'
-				option mode 'tproxy'
-				option port '12345'
+				option mode '${MODE:-tproxy}'
+				option port '${PORT:-12345}'
 				list network 'lan'
 			config outbound 'proxy'
 				option type 'socks5'
@@ -162,6 +162,17 @@ ps -o user,args | grep '^tproxyd .*tproxyd run' || fail "it does not run as user
 step "direct, by the process"
 traffic
 client probe flows $INTERNET4:7000 200
+
+step "by REDIRECT"
+(MODE=redirect PORT=12346; configure "enabled 1" "log_level debug" "tcp_sessions 1024")
+service reload
+wait_for 10 sh -c "nft list table inet tproxyd | grep redirect"
+wait_for 10 relayed
+traffic
+configure "enabled 1" "log_level debug" "tcp_sessions 1024"
+service reload
+wait_for 10 sh -c "nft list table inet tproxyd | grep 'tproxy ip to'"
+wait_for 10 relayed
 
 step "a zone whose input is closed"
 mark="$(sed -n 's/^mark=//p' /var/run/standin/data)"
