@@ -17,6 +17,7 @@ mod ns;
 mod passage;
 mod process;
 mod proxies;
+#[cfg(target_env = "gnu")]
 mod quic;
 mod sock;
 mod socks;
