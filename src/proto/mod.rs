@@ -18,6 +18,8 @@ pub mod proxy_header;
 pub mod quic_initial;
 #[cfg(feature = "quic")]
 mod quic_keys;
+#[cfg(feature = "shadowsocks")]
+pub mod shadowsocks;
 pub mod sniff;
 pub mod socks5;
 pub mod socks5_server;

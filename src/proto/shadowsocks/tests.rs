@@ -1,0 +1,215 @@
+use super::datagram::{Lent, Session};
+use super::stream::{Stream, UNIT_MAX};
+use super::*;
+
+const NOW: u64 = 1_700_000_000;
+
+fn key(method: Method) -> MasterKey {
+    let password = match (method.is_2022(), method.key_len()) {
+        (false, _) => "barfoo!",
+        (true, 16) => "AAECAwQFBgcICQoLDA0ODw==",
+        (true, _) => "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+    };
+    MasterKey::new(method, password).unwrap()
+}
+
+fn target() -> Target<'static> {
+    Target { address: "203.0.113.1:443".parse().unwrap(), name: None }
+}
+
+#[test]
+fn a_password_is_hashed_as_openssl_does_and_a_key_of_2022_is_base64() {
+    // EVP_BytesToKey with MD5: MD5("foobar") is known from RFC 1321-style tests
+    let key = MasterKey::new(Method::Aes256Gcm, "foobar").unwrap();
+    assert_eq!(key.octets()[..4], [0x38, 0x58, 0xf6, 0x22]);
+    let key = MasterKey::new(Method::Blake3Aes128Gcm, "AAECAwQFBgcICQoLDA0ODw==").unwrap();
+    assert_eq!(key.octets(), (0..16).collect::<Vec<u8>>());
+    for bad in [
+        "",
+        "barfoo!",
+        "AAECAwQFBgcICQoLDA0ODw=",
+        "AAECAwQFBgcICQoLDA0O",
+        "AAECAwQFBgcICQoLDA0OD===",
+        "====",
+        "AAEC*wQFBgcICQoLDA0ODw==",
+    ] {
+        assert_eq!(MasterKey::new(Method::Blake3Aes128Gcm, bad), Err(BadKey { expected: 16 }), "{bad}");
+    }
+}
+
+/// A server's answer to what `client` has begun: the same framing the other way.
+fn answer(key: MasterKey, request: &[u8], texts: &[&[u8]]) -> Vec<u8> {
+    let len = key.method.key_len();
+    let salt = [7; KEY_MAX];
+    let cipher = key.subkey(&salt[..len]).cipher();
+    let mut out = salt[..len].to_vec();
+    let mut nonce = 0u64;
+    let mut put = |out: &mut Vec<u8>, text: &[u8]| {
+        let mut sealed = [text, &[0; TAG]].concat();
+        let mut counter = [0; 12];
+        counter[..8].copy_from_slice(&nonce.to_le_bytes());
+        nonce += 1;
+        cipher.seal(counter, &mut sealed);
+        out.extend(sealed);
+    };
+    for (n, text) in texts.iter().enumerate() {
+        let length = (text.len() as u16).to_be_bytes();
+        if n == 0 && key.method.is_2022() {
+            put(&mut out, &[&[1][..], &NOW.to_be_bytes(), &request[..len], &length].concat());
+        } else {
+            put(&mut out, &length);
+        }
+        put(&mut out, text);
+    }
+    out
+}
+
+#[test]
+fn every_method_carries_streams_in_any_pieces() {
+    for (name, method) in Method::ALL {
+        let mut client = Stream::new(key(method), [9; KEY_MAX]);
+        let mut begin = vec![0; 4_000];
+        let len = client.begin(target(), b"hello", NOW, 40, &mut begin).unwrap();
+        let long = vec![3; if method.is_2022() { 0xffff } else { 0x3fff }];
+        let texts = [&b"first"[..], &[], &long, b"last"];
+        let all = answer(key(method), &begin[..len], &texts);
+        for piece in [1, 7, 1_000, 70_000] {
+            let mut client = Stream::new(key(method), [9; KEY_MAX]);
+            client.begin(target(), b"hello", NOW, 40, &mut begin).unwrap();
+            let (mut waiting, mut got) = (Vec::new(), Vec::new());
+            for part in all.chunks(piece) {
+                waiting.extend_from_slice(part);
+                let mut buffer = waiting.clone();
+                let opened = client.open(&mut buffer, NOW + 3).unwrap();
+                assert!(opened.wanted <= UNIT_MAX && opened.text <= opened.used);
+                got.extend_from_slice(&buffer[..opened.text]);
+                waiting.drain(..opened.used);
+            }
+            assert!(got == texts.concat() && client.is_between_chunks() && waiting.is_empty(), "{name}, {piece}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_was_changed_is_late_or_another_s_is_refused() {
+    for (name, method) in Method::ALL {
+        let mut begin = vec![0; 4_000];
+        let mut fresh = || {
+            let mut client = Stream::new(key(method), [9; KEY_MAX]);
+            client.begin(target(), b"", NOW, 0, &mut begin).unwrap();
+            client
+        };
+        let mut request = vec![9; KEY_MAX];
+        let good = answer(key(method), &request, &[b"text"]);
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert_eq!(fresh().open(&mut bad, NOW), Err(Refusal::NotAuthentic), "{name}, octet {at}");
+        }
+        if method.is_2022() {
+            assert_eq!(fresh().open(&mut good.clone(), NOW + 31), Err(Refusal::WrongTime));
+            request[0] = 8;
+            let mut other = answer(key(method), &request, &[b"text"]);
+            assert_eq!(fresh().open(&mut other, NOW), Err(Refusal::Replayed));
+        }
+    }
+}
+
+#[test]
+fn what_is_sealed_is_the_target_the_first_bytes_and_chunks() {
+    for (name, method) in Method::ALL {
+        let (key, len) = (key(method), method.key_len());
+        let mut client = Stream::new(key, [9; KEY_MAX]);
+        let mut out = vec![0; 100_000];
+        let n = client.begin(target(), b"hello", NOW, 40, &mut out).unwrap();
+        let text: Vec<u8> = (0..40_000u32).map(|n| n as u8).collect();
+        let m = client.seal(&text, &mut out[n..]).unwrap();
+        assert_eq!(m, stream::sealed_len(text.len()));
+        let cipher = key.subkey(&out[..len]).cipher();
+        let (mut at, mut nonce, mut got) = (len, 0u64, Vec::new());
+        let mut next = |n: usize| {
+            let mut counter = [0; 12];
+            counter[..8].copy_from_slice(&nonce.to_le_bytes());
+            nonce += 1;
+            at += n + TAG;
+            cipher.open(counter, &mut out[at - n - TAG..at]).expect(name).to_vec()
+        };
+        let length = |octets: &[u8]| usize::from(u16::from_be_bytes([octets[0], octets[1]]));
+        let first = if method.is_2022() { length(&next(11)[9..]) } else { length(&next(2)) };
+        let head = next(first);
+        let address = [1, 203, 0, 113, 1, 1, 0xbb];
+        let padding: &[u8] = if method.is_2022() { &[0, 0] } else { &[] };
+        assert_eq!(head, [&address[..], padding, b"hello"].concat());
+        while got.len() < text.len() {
+            let n = length(&next(2));
+            got.extend(next(n));
+        }
+        assert!(got == text && at == n + m, "{name}");
+    }
+}
+
+#[test]
+fn datagrams_come_back_and_none_of_2022_twice() {
+    for (name, method) in Method::ALL {
+        let key = key(method);
+        let (mut client, mut out) = (Session::new(77), vec![0; 2_000]);
+        let lent = Lent { random: [5; KEY_MAX], now: NOW };
+        let n = client.seal(&key, target(), b"question", lent, &mut out).unwrap();
+        assert!(n <= 8 + datagram::OVERHEAD_MAX);
+        if !method.is_2022() {
+            // both directions are alike
+            let opened = client.open(&key, &mut out[..n], NOW).unwrap();
+            assert_eq!(
+                (opened.from, &out[opened.start..opened.start + opened.len]),
+                (target().address, &b"question"[..])
+            );
+            continue;
+        }
+        let reply = |number: u64, id: u64, stamp: u64| {
+            let body = [&[1][..], &stamp.to_be_bytes(), &id.to_be_bytes(), &[0, 3, 0, 0, 0]].concat();
+            let body = [&body[..], &[1, 203, 0, 113, 1, 1, 0xbb], b"answer", &[0; TAG]].concat();
+            let header = [&99u64.to_be_bytes()[..], &number.to_be_bytes()].concat();
+            if method == Method::Blake3ChaCha20Poly1305 {
+                let cipher = chacha20poly1305::XChaCha20Poly1305::new(key.octets().into());
+                let mut text = [&header[..], &body[..body.len() - TAG]].concat();
+                let tag = cipher.encrypt_in_place_detached(&[4; 24].into(), &[], &mut text).unwrap();
+                return [&[4; 24][..], &text, &tag].concat();
+            }
+            let mut sealed = body;
+            key.subkey(&header[..8]).cipher().seal(header[4..].try_into().unwrap(), &mut sealed);
+            let mut block: [u8; 16] = header.try_into().unwrap();
+            key.block(&mut block, true);
+            [&block[..], &sealed].concat()
+        };
+        let mut take = |number, id, stamp| {
+            let mut datagram = reply(number, id, stamp);
+            let opened = client.open(&key, &mut datagram, NOW)?;
+            assert_eq!(&datagram[opened.start..opened.start + opened.len], b"answer", "{name}");
+            Ok(opened.from)
+        };
+        assert_eq!(take(5, 77, NOW), Ok(target().address));
+        assert_eq!(take(5, 77, NOW), Err(Refusal::Replayed));
+        assert_eq!(take(3, 77, NOW), Ok(target().address));
+        assert_eq!(take(3, 77, NOW), Err(Refusal::Replayed));
+        assert_eq!(take(500, 77, NOW), Ok(target().address));
+        assert_eq!(take(6, 77, NOW), Err(Refusal::Replayed), "too old to tell");
+        assert_eq!(take(501, 78, NOW), Err(Refusal::Replayed), "another client's");
+        assert_eq!(take(502, 77, NOW - 31), Err(Refusal::WrongTime));
+    }
+}
+
+#[test]
+fn no_octets_from_a_server_do_harm() {
+    let mut state = 1u64;
+    let mut chance = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    };
+    for round in 0..300 {
+        let octets: Vec<u8> = (0..round).map(|_| chance()).collect();
+        for (_, method) in Method::ALL {
+            let _ = Stream::new(key(method), [0; KEY_MAX]).open(&mut octets.clone(), NOW);
+            assert!(Session::new(1).open(&key(method), &mut octets.clone(), NOW).is_err());
+        }
+    }
+}
