@@ -54,11 +54,11 @@ fn a_configuration_with_ten_mistakes_names_all_ten_with_their_lines_and_ends_wit
 
 #[test]
 fn what_a_later_build_does_is_refused_by_name() {
-    let text = "config outbound 'ss'\n\toption type 'shadowsocks'\n\toption server 'a.example'\n\toption port '8388'\n";
+    let text = "config outbound 'hk'\n\toption type 'socks5'\n\toption server 'a.example'\n\toption port '1080'\n\toption spare '2'\n";
     let output = tproxyd(&["run", "--config", "-"], text);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains(":2: ") && said.contains("'shadowsocks'") && said.contains("not in this build"), "{said}");
+    assert!(said.contains(":5: ") && said.contains("spare") && said.contains("not in this build"), "{said}");
 }
 
 #[test]

@@ -87,10 +87,19 @@ const TYPES: &[Word] = &[
     has("forward"),
     has("socks5"),
     has("http"),
-    later("shadowsocks"),
+    if cfg!(feature = "shadowsocks") { has("shadowsocks") } else { later("shadowsocks") },
     has("group"),
     has("reject"),
     has("drop"),
+];
+/// Of Shadowsocks: SIP004 and SIP022.
+const METHODS: &[Word] = &[
+    has("aes-128-gcm"),
+    has("aes-256-gcm"),
+    has("chacha20-ietf-poly1305"),
+    has("2022-blake3-aes-128-gcm"),
+    has("2022-blake3-aes-256-gcm"),
+    has("2022-blake3-chacha20-poly1305"),
 ];
 const POLICIES: &[Word] = &[has("failover"), has("fastest"), has("balance")];
 
@@ -175,13 +184,13 @@ const OUTBOUND: &[Opt] = &[
     opt("port", Kind::Port, "", "port of the server").only(SERVED),
     opt("username", Kind::Secret, "", "for the proxy").only(&["socks5", "http"]),
     opt("password", Kind::Secret, "", "for the proxy").only(PROXIES),
-    opt("method", Kind::Text, "", "cipher").only(&["shadowsocks"]).later(),
+    opt("method", Kind::Word(METHODS), "", "cipher").only(&["shadowsocks"]),
     opt("udp", Kind::Flag, "1", "whether it carries UDP").only(CARRIERS),
     opt("udp_outbound", Kind::Outbound, "reject", "where UDP goes if it doesn't carry it").only(CARRIERS),
     opt("keep_source", Kind::Flag, "0", "the server sees the client's own address").only(&["direct", "forward"]),
     opt("full_cone", Kind::Flag, "0", "anyone may answer a client's UDP port").only(&["direct"]),
     opt("send_proxy", Kind::Word(&[has("v1"), has("v2")]), "", "PROXY header to the server").only(&["forward"]),
-    opt("send_domain", Kind::Flag, "0", "a sniffed name is sent instead of the address").only(PROXIES).later(),
+    opt("send_domain", Kind::Flag, "0", "a sniffed name is sent instead of the address").only(PROXIES),
     opt("device", Kind::Device, "", "interface that it goes out by").only(DIALLED),
     opt("fwmark", Kind::Mark, "", "mark on its packets").only(DIALLED),
     opt("member", Kind::Outbound, "", "outbounds of the group").many().only(&["group"]),

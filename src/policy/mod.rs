@@ -1,7 +1,7 @@
 //! Where a flow goes: the rule list, first match wins.
 #![forbid(unsafe_code)]
 
-use crate::config::{self, Config, Families, Mac, Protos, Set, SniffPort, Target, Values};
+use crate::config::{self, Config, Families, Mac, OutboundKind, Protos, Set, SniffPort, Target, Values};
 use matcher::{Addresses, Devices, Domains, Kind, Macs, Ports};
 use std::net::SocketAddr;
 
@@ -67,6 +67,8 @@ pub struct Policy {
     rules: Vec<Rule>,
     default: Option<Target>,
     sniff_port: Vec<SniffPort>,
+    /// Outbounds whose proxy is told names.
+    says_names: Vec<u16>,
     /// Where UDP goes whose outbound carries none; by index of the outbound.
     udp_outbound: Vec<Option<Target>>,
 }
@@ -114,6 +116,12 @@ impl Policy {
             Target::Outbound(index) => targets.get(usize::from(index)).copied().unwrap_or(Target::Reject),
             built_in => built_in,
         };
+        let named = (0..config.outbounds.len()).filter(|place| says_names(*place, config, MOST_NESTED));
+        let says_names = named.filter_map(|place| match targets.get(place) {
+            Some(Target::Outbound(index)) => Some(*index),
+            _ => None,
+        });
+        let says_names = says_names.collect();
         let mut udp_outbound = Vec::new();
         for (section, target) in config.outbounds.iter().zip(targets) {
             if let Target::Outbound(index) = *target
@@ -129,6 +137,7 @@ impl Policy {
             rules: rules.map(|rule| Rule::new(rule, &config.sets, real(rule.outbound))).collect(),
             default: Some(real(config.globals.default)),
             sniff_port: config.globals.sniffed().collect(),
+            says_names,
             udp_outbound,
         }
     }
@@ -213,7 +222,9 @@ impl Policy {
             return false;
         }
         let first = self.rules.iter().find(|rule| rule.matches_but_for_its_name(flow));
+        let target = first.map(|rule| rule.target).or(self.default);
         first.is_some_and(|rule| !rule.domain.is_empty())
+            || tcp && matches!(target, Some(Target::Outbound(index)) if self.says_names.contains(&index))
     }
 
     fn find(&self, flow: &Flow<'_>) -> (Verdict, Option<usize>) {
@@ -297,6 +308,23 @@ impl Rule {
         by_mac && by_device(&self.device) && by_device(&self.network)
     }
 }
+
+/// Whether the outbound at `place`, or a member of that group, says names to its proxy.
+fn says_names(place: usize, config: &Config, depth: u8) -> bool {
+    let Some(outbound) = config.outbounds.get(place) else { return false };
+    let members = match &outbound.kind {
+        OutboundKind::Group(group) if depth > 0 => &group.members[..],
+        _ => &[],
+    };
+    outbound.send_domain
+        || members.iter().any(|member| match member {
+            Target::Outbound(member) => says_names(usize::from(*member), config, depth - 1),
+            _ => false,
+        })
+}
+
+/// Groups within groups: the configuration has no more.
+const MOST_NESTED: u8 = 9;
 
 #[cfg(test)]
 mod tests;

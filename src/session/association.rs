@@ -243,6 +243,12 @@ pub fn resolved(udp: &mut Udp, name: NameId, replies: &mut Replies, cx: &mut Cx<
             if let Some(mapping) = udp.mappings.get_mut(key)
                 && mapping.stage == Stage::Ready
             {
+                #[cfg(feature = "shadowsocks")]
+                if cx.outbounds.get(mapping.via).is_sealed() {
+                    // each is sealed by itself where it comes in; those that came before have to come again
+                    forget_waiting(mapping, cx);
+                    continue;
+                }
                 send_waiting(mapping, replies, cx);
             }
         }

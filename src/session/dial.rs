@@ -1,6 +1,6 @@
 //! Reaching the destination: a non-blocking connect, then the outbound's handshake, driven by what the socket says.
 
-use super::outbound::{Outbound, Tried, Way};
+use super::outbound::{Outbound, Tried, Upstream, Way};
 use super::{Cx, Readiness, Seconds, Words};
 use crate::proto::http;
 use crate::proto::proxy_header::{self, Version};
@@ -189,6 +189,8 @@ impl Dial {
     pub fn new(outbound: &Outbound, attempt: u8, address: SocketAddr, ask: &Ask<'_>) -> Dial {
         let talk = match &outbound.way {
             Way::Direct | Way::Group { .. } | Way::Forward { send_proxy: None, .. } => Talk::Silence,
+            #[cfg(feature = "shadowsocks")]
+            Way::Shadowsocks { .. } => Talk::Silence,
             Way::Forward { send_proxy: Some(version), .. } => Talk::Header(*version),
             Way::Http { .. } => Talk::HttpRequest,
             Way::Socks5 { credentials, .. } => {
@@ -408,5 +410,17 @@ pub fn report_nobody(cx: &mut Cx<'_>, index: u16, client: SocketAddr, target: So
     outbound.note_error(format_args!("{target}: no member is up"));
     if let Some(held_back) = outbound.failed(cx.now) {
         log::warn!("connect {target} via '{}' for {client}: no member is up{held_back}", outbound.name);
+    }
+}
+
+/// Logs, unless there were others just now, that what a server sent in the middle of a session is of no use.
+pub fn report_broken(cx: &mut Cx<'_>, index: u16, client: SocketAddr, target: SocketAddr, why: &io::Error) {
+    let outbound = cx.outbounds.get_mut(index);
+    outbound.note_error(format_args!("{target}: {why}"));
+    outbound.bad(cx.now);
+    if let Some(held_back) = outbound.failed(cx.now) {
+        let server = outbound.server().map(Upstream::display).unwrap_or_default();
+        let name = &outbound.name;
+        log::warn!("what '{name}' (server {server}) sent from {target} for {client}: {why}{held_back}");
     }
 }

@@ -323,9 +323,9 @@ impl Session {
         Some(SocketAddr::new(*ip, self.orig_dst.port()))
     }
 
-    /// What a proxy is told instead of an address that nobody knows.
-    pub(super) fn name_to_say(&self, names: &Names) -> Option<NameText> {
-        let name = self.name.as_ref().filter(|_| self.is_by_name())?;
+    /// What a proxy is told instead of an address: where nobody knows that, and where it is to look names up.
+    pub(super) fn name_to_say(&self, send_domain: bool, names: &Names) -> Option<NameText> {
+        let name = self.name.as_ref().filter(|_| send_domain || self.is_by_name())?;
         Some(names.text(name))
     }
 }

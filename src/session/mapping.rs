@@ -68,6 +68,9 @@ pub(super) enum Source {
     OrigDst,
     /// Whom the proxy names in the header.
     Header,
+    /// Whom the server names within what it has sealed.
+    #[cfg(feature = "shadowsocks")]
+    Sealed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +136,8 @@ impl Mapping {
                 proxy_header::encode(version, transport, self.client.address(), orig_dst, out).unwrap_or(0)
             }
             Way::Socks5 { .. } => socks5_udp::encode_udp_header(orig_dst, out),
+            #[cfg(feature = "shadowsocks")]
+            Way::Shadowsocks { .. } => 0,
             Way::Direct | Way::Forward { .. } | Way::Group { .. } | Way::Http { .. } => 0,
         }
     }
@@ -153,6 +158,8 @@ impl Mapping {
         let (from, start) = match from {
             Source::Sender => (datagram.from, 0),
             Source::OrigDst => (self.orig_dst(), 0),
+            #[cfg(feature = "shadowsocks")]
+            Source::Sealed => return,
             Source::Header => match socks5_udp::parse_udp(datagram.payload) {
                 Ok((UdpSource::Address(from), start)) => (from, start),
                 _ => return cx.stats.drop(Drop::Malformed),
@@ -168,6 +175,8 @@ impl Mapping {
         let forwarded = match cx.outbounds.get(self.via).way {
             Way::Direct => false,
             Way::Forward { .. } => true,
+            #[cfg(feature = "shadowsocks")]
+            Way::Shadowsocks { .. } => return,
             Way::Group { .. } | Way::Http { .. } | Way::Socks5 { .. } => return,
         };
         // bounded: a flood of errors must not hold up the others

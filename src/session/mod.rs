@@ -19,6 +19,10 @@ mod quic;
 pub mod redirect;
 pub mod relay;
 pub mod reply;
+#[cfg(feature = "shadowsocks")]
+mod sealed;
+#[cfg(feature = "shadowsocks")]
+mod sealed_udp;
 pub mod tcp;
 pub mod udp;
 

@@ -3,6 +3,8 @@
 use crate::config::{Check, Credentials, GroupPolicy, Host, SendProxy, Target};
 pub use crate::policy::group::{Health, State};
 use crate::proto::proxy_header::Version;
+#[cfg(feature = "shadowsocks")]
+use crate::proto::shadowsocks::MasterKey;
 use crate::resolve::{NameId, Resolver};
 use crate::stats::events::{Bounded, unix_time};
 use crate::store::timers::Tick;
@@ -28,6 +30,8 @@ pub struct Outbound {
     pub udp_timeout: Duration,
     /// The interface that its packets leave by.
     pub device: Option<String>,
+    /// A name that the client asked for is said instead of the address.
+    pub send_domain: bool,
     /// Bits of the mark on its packets, beside those of all our own.
     pub fwmark: u32,
     /// Its packets have the client's own address.
@@ -90,6 +94,14 @@ pub enum Way {
         server: Upstream,
         /// What it wants to hear.
         credentials: Option<Credentials>,
+    },
+    /// Through a Shadowsocks server.
+    #[cfg(feature = "shadowsocks")]
+    Shadowsocks {
+        /// The server.
+        server: Upstream,
+        /// Method and key.
+        key: MasterKey,
     },
     /// By one of several others.
     Group {
@@ -155,6 +167,7 @@ impl Outbound {
             udp_timeout: Duration::from_secs(180),
             device: None,
             fwmark: 0,
+            send_domain: false,
             keep_source: false,
             sends_udp: false,
             configured: true,
@@ -190,6 +203,8 @@ impl Outbound {
             Way::Forward { .. } => "forward",
             Way::Http { .. } => "http",
             Way::Group { .. } => "group",
+            #[cfg(feature = "shadowsocks")]
+            Way::Shadowsocks { .. } => "shadowsocks",
             Way::Socks5 { .. } => "socks5",
         }
     }
@@ -197,6 +212,12 @@ impl Outbound {
     /// Whether everything goes to a fixed server.
     pub fn is_forward(&self) -> bool {
         matches!(self.way, Way::Forward { .. })
+    }
+
+    /// Whether what goes through it is encrypted.
+    #[cfg(feature = "shadowsocks")]
+    pub fn is_sealed(&self) -> bool {
+        matches!(self.way, Way::Shadowsocks { .. })
     }
 
     /// [`Self::latency`] as people read it.
@@ -208,6 +229,8 @@ impl Outbound {
     pub fn server(&self) -> Option<&Upstream> {
         match &self.way {
             Way::Direct | Way::Group { .. } => None,
+            #[cfg(feature = "shadowsocks")]
+            Way::Shadowsocks { server, .. } => Some(server),
             Way::Forward { server, .. } | Way::Http { server, .. } | Way::Socks5 { server, .. } => Some(server),
         }
     }

@@ -56,6 +56,8 @@ pub enum Pause {
     WouldBlock,
     /// Its share of this turn is used up; the edge will not come again, so it must be called again.
     Spent,
+    /// Encrypted directions alone: no buffer is free, and without one they do not work. To be called again in a moment.
+    NoBuffer,
     /// The end was reached and passed on.
     Ended,
     /// Reading from the source failed: it has reset the connection, or was lost.
@@ -94,6 +96,26 @@ impl End {
     /// The descriptor, if there is one.
     pub fn borrow(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// All its bytes have been read.
+    #[cfg(feature = "shadowsocks")]
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// A read has found its end.
+    #[cfg(feature = "shadowsocks")]
+    pub(super) fn note_end(&mut self) {
+        self.ended = true;
+    }
+
+    /// `n` bytes were read where `most` had room: if fewer, what comes later raises the edge again.
+    #[cfg(feature = "shadowsocks")]
+    pub(super) fn note_read(&mut self, n: usize, most: usize) {
+        if n < most && !self.read_closed && !self.urgent {
+            self.readable = false;
+        }
     }
 
     /// Our FIN has gone to this end and its own has come: nothing more will pass.
@@ -310,7 +332,7 @@ fn drain_pipe(sink: &mut End, to: BorrowedFd<'_>) -> Option<Pause> {
 }
 
 /// Writes what is held for `sink`; `None` if nothing is left.
-fn drain(sink: &mut End, to: BorrowedFd<'_>, pool: &mut Pool) -> Option<Pause> {
+pub(super) fn drain(sink: &mut End, to: BorrowedFd<'_>, pool: &mut Pool) -> Option<Pause> {
     while let Some(mut chunk) = sink.held.take() {
         if !sink.writable {
             sink.held = Some(chunk);
@@ -335,7 +357,7 @@ fn drain(sink: &mut End, to: BorrowedFd<'_>, pool: &mut Pool) -> Option<Pause> {
 }
 
 /// Writes once; 0 if the sink has no room. A short write means that it is full.
-fn write(sink: &mut End, to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+pub(super) fn write(sink: &mut End, to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     if !sink.nodelay && sink.sent > 0 {
         // only a second small write can be held back by the first (RFC 896), so most short connections never pay this call
         sink.nodelay = true;
@@ -382,7 +404,7 @@ fn limit_unsent(sink: &mut End, to: BorrowedFd<'_>) {
 }
 
 /// Passes the source's FIN on. Where the other direction is over already, the close that follows does that by itself.
-fn end(source: &End, sink: &mut End, to: BorrowedFd<'_>) -> Pause {
+pub(super) fn end(source: &End, sink: &mut End, to: BorrowedFd<'_>) -> Pause {
     if !sink.shut {
         sink.shut = true;
         let close_follows = sink.ended && source.shut;

@@ -5,8 +5,12 @@ use super::greet::{Answer, Greeting};
 use super::loops::Loops;
 use super::outbound::{Chosen, Tried};
 use super::relay::{End, Pause, Tools, pump};
+#[cfg(feature = "shadowsocks")]
+use super::sealed::{self, Sealed};
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
 use crate::policy::{By, Proto};
+#[cfg(feature = "shadowsocks")]
+use crate::proto::shadowsocks::Target;
 use crate::resolve::NameId;
 use crate::stats::Drop;
 use crate::stats::events::Kind;
@@ -49,6 +53,11 @@ pub struct Session {
     /// Place of the listener that took it.
     listener: u8,
     pub(super) answer: Answer,
+    /// Its keys, if the far side is encrypted.
+    #[cfg(feature = "shadowsocks")]
+    sealed: Key,
+    /// It waits for a buffer, until the next deadline.
+    starved: bool,
     queued: bool,
     /// Keep-alive is set at the far end.
     kept_alive: bool,
@@ -89,6 +98,8 @@ pub(super) const SILENCE: Duration = Duration::from_secs(10);
 pub struct Tcp {
     pub(super) sessions: Slab<Session>,
     dials: Slab<Dial>,
+    #[cfg(feature = "shadowsocks")]
+    sealed: Slab<Sealed>,
     pub(super) timers: Timers,
     /// Sessions whose share of a turn was used up.
     queue: VecDeque<Key>,
@@ -100,9 +111,18 @@ pub const BYTES_PER_SESSION: usize = Slab::<Session>::SLOT_SIZE + Timers::SLOT_S
 
 const _: () = assert!(BYTES_PER_SESSION <= 230);
 
+/// Memory that the keys of an encrypted session take, from a pool of their own.
+#[cfg(feature = "shadowsocks")]
+const BYTES_PER_CIPHER: usize = Slab::<Sealed>::SLOT_SIZE;
+#[cfg(not(feature = "shadowsocks"))]
+const BYTES_PER_CIPHER: usize = 0;
+
+/// How long a session waits that found no buffer.
+const STARVED: Duration = Duration::from_millis(20);
+
 /// Most memory that a table of `capacity` takes, every session in its handshake, in bytes.
 pub const fn memory_max(capacity: usize) -> usize {
-    capacity * (BYTES_PER_SESSION + Slab::<Dial>::SLOT_SIZE)
+    capacity * (BYTES_PER_SESSION + Slab::<Dial>::SLOT_SIZE + BYTES_PER_CIPHER)
 }
 
 impl Tcp {
@@ -111,6 +131,8 @@ impl Tcp {
         Tcp {
             sessions: Slab::new(capacity),
             dials: Slab::new(capacity),
+            #[cfg(feature = "shadowsocks")]
+            sealed: Slab::new(capacity),
             timers: Timers::new(capacity),
             queue: VecDeque::with_capacity(capacity.into()),
             loops: Loops::default(),
@@ -185,6 +207,9 @@ impl Tcp {
             stage: Stage::Resolving,
             listener: cx.listener,
             answer: Answer::Intercepted,
+            #[cfg(feature = "shadowsocks")]
+            sealed: Key::NONE,
+            starved: false,
             queued: false,
             kept_alive: false,
             pipes_watched: false,
@@ -254,7 +279,7 @@ impl Tcp {
             };
             let more = session.address(attempt + 1, cx).is_some();
             let outbound = cx.outbounds.get(session.via);
-            let name = session.name_to_say(cx.names);
+            let name = session.name_to_say(outbound.send_domain, cx.names);
             let dial = Dial::new(outbound, attempt, address, &session.ask(name.as_deref())).after(tried.clone());
             // with several addresses to try, none may use up the whole time
             let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
@@ -317,10 +342,21 @@ impl Tcp {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(dial), Some(fd)) = (self.dials.get_mut(session.dial), session.far.borrow()) else { return };
         let outbound = cx.outbounds.get_mut(session.via);
-        let name = session.name_to_say(cx.names);
+        // what the client asked for by name, the proxy looks up
+        let name = session.name_to_say(outbound.send_domain, cx.names);
         match dial.advance(fd, ready, outbound, &session.ask(name.as_deref())) {
             Ok(Progress::Waiting) => {}
             Ok(Progress::Done { surplus, .. }) => {
+                #[cfg(feature = "shadowsocks")]
+                {
+                    let Session { near, far, orig_dst, .. } = session;
+                    let target = Target { address: orig_dst.address(), name: name.as_deref() };
+                    match sealed::begin(&outbound.way, target, near, far, scratch) {
+                        Some(Ok(sealed)) => session.sealed = self.sealed.insert(sealed).unwrap_or(Key::NONE),
+                        Some(Err(e)) => return self.retry(key, Failure::Call("send", e), cx),
+                        None => {}
+                    }
+                }
                 outbound.worked(dial.attempt, cx.resolver);
                 if outbound.check.is_none() {
                     outbound.latency = Some(cx.now.since(session.started).as_micros() as u32);
@@ -383,8 +419,13 @@ impl Tcp {
         let Session { near, far, .. } = session;
         let before = near.sent + far.sent;
         let tools = &mut Tools { scratch, pool: cx.pool, pipes: cx.pipes, stats: cx.stats };
-        let up = pump(near, far, tools);
-        let down = pump(far, near, tools);
+        #[cfg(feature = "shadowsocks")]
+        let (up, down) = match self.sealed.get_mut(session.sealed) {
+            Some(sealed) => (sealed::pump_up(near, far, sealed, tools), sealed::pump_down(far, near, sealed, tools)),
+            None => (pump(near, far, tools), pump(far, near, tools)),
+        };
+        #[cfg(not(feature = "shadowsocks"))]
+        let (up, down) = (pump(near, far, tools), pump(far, near, tools));
         if near.sent + far.sent != before {
             session.active = cx.now;
         }
@@ -394,6 +435,7 @@ impl Tcp {
         }
         let ended = session.near.is_over() && session.far.is_over();
         let spent = matches!(up, Pause::Spent) || matches!(down, Pause::Spent);
+        let starved = matches!(up, Pause::NoBuffer) || matches!(down, Pause::NoBuffer);
         let failed = match (up, down) {
             (Pause::SourceFailed(e), _) | (_, Pause::SinkFailed(e)) => Some(CloseReason::ClientFailed(e)),
             (_, Pause::SourceFailed(e)) | (Pause::SinkFailed(e), _) => Some(CloseReason::ServerFailed(e)),
@@ -409,6 +451,12 @@ impl Tcp {
             Some(if side == Side::Near { CloseReason::ClientFailed(e) } else { CloseReason::ServerFailed(e) })
         });
         if let Some(reason) = failed {
+            if let CloseReason::ServerFailed(e) = &reason
+                && e.kind() == std::io::ErrorKind::InvalidData
+            {
+                let (via, client, orig_dst) = (session.via, session.client.address(), session.orig_dst.address());
+                dial::report_broken(cx, via, client, orig_dst, e);
+            }
             if !ended {
                 session.near.reset();
                 session.far.reset();
@@ -419,6 +467,9 @@ impl Tcp {
         } else if spent && !session.queued {
             session.queued = true;
             self.queue.push_back(key);
+        } else if starved {
+            session.starved = true;
+            self.timers.set(key.slot, cx.now.after(STARVED));
         }
     }
 
@@ -455,6 +506,10 @@ impl Tcp {
                     if cx.now.reached(session.active.after(idle_timeout)) {
                         self.close(key, CloseReason::Idle, cx);
                     } else if let Some(session) = self.sessions.get_mut(key) {
+                        if std::mem::take(&mut session.starved) && !session.queued {
+                            session.queued = true;
+                            self.queue.push_back(key);
+                        }
                         self.timers.set(slot, session.look_after(idle_timeout, cx));
                     }
                 }
@@ -544,6 +599,10 @@ impl Tcp {
         let Some(mut session) = self.sessions.remove(key) else { return };
         self.timers.clear(key.slot);
         self.dials.remove(session.dial);
+        #[cfg(feature = "shadowsocks")]
+        if let Some(sealed) = self.sealed.remove(session.sealed) {
+            sealed.release(cx.pool);
+        }
         session.near.release(cx.pool, cx.pipes);
         session.far.release(cx.pool, cx.pipes);
         if let Some(name) = session.name.take() {

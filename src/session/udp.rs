@@ -10,6 +10,8 @@ use super::outbound::{Chosen, Outbound, Tried, Way};
 #[cfg(feature = "quic")]
 use super::quic::{Looked, Sniffs};
 use super::reply::Replies;
+#[cfg(feature = "shadowsocks")]
+use super::sealed_udp::SealedUdp;
 use super::tcp::View;
 use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
 use crate::config::Target;
@@ -40,6 +42,8 @@ pub(super) type Unknown = (SocketAddr, SocketAddr, Option<u32>);
 pub struct Udp {
     pub(super) mappings: Slab<Mapping>,
     pub(super) dials: Slab<Dial>,
+    #[cfg(feature = "shadowsocks")]
+    pub(super) sealed: SealedUdp,
     pub(super) timers: Timers,
     index: Index,
     lru: Lru,
@@ -70,7 +74,11 @@ const _: () = assert!(BYTES_PER_FLOW <= 192);
 /// Most memory that a table of `capacity` takes, every mapping in its handshake, in bytes.
 pub const fn memory_max(capacity: usize) -> usize {
     let mapping = BYTES_PER_FLOW - Destinations::ENTRY_SIZE + Slab::<Dial>::SLOT_SIZE;
-    capacity * mapping + Destinations::memory(capacity * DESTINATIONS_PER_MAPPING)
+    #[cfg(feature = "shadowsocks")]
+    let sealed = SealedUdp::memory_max(capacity);
+    #[cfg(not(feature = "shadowsocks"))]
+    let sealed = 0;
+    capacity * mapping + sealed + Destinations::memory(capacity * DESTINATIONS_PER_MAPPING)
 }
 
 /// Destination entries for each mapping.
@@ -88,6 +96,8 @@ impl Udp {
         Udp {
             mappings: Slab::new(capacity),
             dials: Slab::new(capacity),
+            #[cfg(feature = "shadowsocks")]
+            sealed: SealedUdp::new(capacity),
             timers: Timers::new(capacity),
             index: Index::new(capacity),
             lru: Lru::new(capacity),
@@ -302,6 +312,8 @@ impl Udp {
         let Chosen::Via(via) = chosen else { return false };
         mapping.leave(cx);
         mapping.via = via;
+        #[cfg(feature = "shadowsocks")]
+        self.sealed.end(key.slot);
         if via != mapping.outbound {
             cx.outbounds.get_mut(via).sessions += 1;
         }
@@ -317,6 +329,8 @@ impl Udp {
                 open_outside(mapping.client.address(), Owner::Udp(key, Side::Near), outbound, cx)
             }),
             Way::Forward { .. } => fixed::reach(self, key, cx),
+            #[cfg(feature = "shadowsocks")]
+            Way::Shadowsocks { .. } => fixed::reach(self, key, cx),
             // HTTP never gets here: `udp_outbound` has taken its place when the flow was decided
             Way::Http { .. } | Way::Group { .. } | Way::Socks5 { .. } => association::dial(self, key, 0, cx),
         }
@@ -351,7 +365,7 @@ impl Udp {
                 self.dials.remove(mapping.dial);
                 mapping.dial = Key::NONE;
             }
-            Err(e) if cx.outbounds.get(mapping.via).is_forward() && !sys::out_of_resources(&e) => {
+            Err(e) if cx.outbounds.get(mapping.via).server().is_some() && !sys::out_of_resources(&e) => {
                 association::fail(self, key, None, &Failure::Call("connect", e), cx);
             }
             Err(e) => {
@@ -382,6 +396,11 @@ impl Udp {
         mapping.only_dns &= orig_dst.port() == 53;
         self.lru.touch(key.slot);
         match mapping.stage {
+            #[cfg(feature = "shadowsocks")]
+            Stage::Ready if cx.outbounds.get(mapping.via).is_sealed() => {
+                self.flush(batch, replies, cx);
+                self.send_sealed(key, orig_dst, payload, replies, cx);
+            }
             Stage::Ready => {
                 let outgoing = mapping.outgoing(slot, (start, payload.len()), orig_dst, cx.outbounds);
                 if self.outgoing_of != key || self.outgoing.is_full() {
@@ -444,6 +463,8 @@ impl Udp {
         let source = match cx.outbounds.get(mapping.via).way {
             Way::Direct => Source::Sender,
             Way::Forward { .. } => Source::OrigDst,
+            #[cfg(feature = "shadowsocks")]
+            Way::Shadowsocks { .. } => Source::Sealed,
             Way::Http { .. } | Way::Group { .. } | Way::Socks5 { .. } => Source::Header,
         };
         let mut drained = false;
@@ -451,8 +472,16 @@ impl Udp {
             match batch.receive(socket.as_fd()) {
                 Ok(count) => {
                     for slot in 0..count {
-                        mapping.reply(slot, batch, source, replies, cx);
+                        #[cfg(feature = "shadowsocks")]
+                        if source == Source::Sealed {
+                            self.open_sealed(key, slot, batch, replies, cx);
+                            continue;
+                        }
+                        if let Some(mapping) = self.mappings.get_mut(key) {
+                            mapping.reply(slot, batch, source, replies, cx);
+                        }
                     }
+                    let Some(mapping) = self.mappings.get_mut(key) else { return };
                     mapping.bytes_down += replies.flush(batch, cx.now, cx.stats);
                     mapping.active = cx.now;
                     // fewer than asked for: nothing more waits, and what comes raises the edge again
@@ -465,8 +494,9 @@ impl Udp {
                 break;
             }
         }
-        mapping.socket = Some(socket);
         self.lru.touch(key.slot);
+        let Some(mapping) = self.mappings.get_mut(key) else { return };
+        mapping.socket = Some(socket);
         if !drained && !mapping.queued {
             mapping.queued = true;
             self.queue.push_back(key);
@@ -571,6 +601,8 @@ impl Udp {
         self.lru.remove(key.slot);
         self.timers.clear(key.slot);
         self.dials.remove(mapping.dial);
+        #[cfg(feature = "shadowsocks")]
+        self.sealed.end(key.slot);
         association::forget_waiting(&mut mapping, cx);
         mapping.leave(cx);
         if mapping.via != mapping.outbound {

@@ -92,7 +92,7 @@ fn tinyproxy_with_a_password_lets_the_right_one_in_alone() {
 }
 
 /// A proxy that answers each request by these pieces, one write each, and then by what the client sends.
-fn answering(lab: &Lab, pieces: &'static [&'static [u8]]) -> thread::JoinHandle<()> {
+fn answering(lab: &Lab, pieces: &'static [&'static [u8]]) -> thread::JoinHandle<String> {
     let listener: TcpListener = listen(&lab.server, Family::V4.proxy(), HTTP_PORT);
     thread::spawn(move || {
         let mut client = accept(&listener);
@@ -107,6 +107,7 @@ fn answering(lab: &Lab, pieces: &'static [&'static [u8]]) -> thread::JoinHandle<
         let mut rest = Vec::new();
         let _ = client.read_to_end(&mut rest);
         let _ = client.write_all(&rest);
+        String::from_utf8(request).expect("text")
     })
 }
 
@@ -150,6 +151,21 @@ fn answers_that_are_none_reset_the_client_and_name_server_and_step() {
         assert_eq!(refusal(&lab.client, to), ErrorKind::ConnectionReset);
         daemon.process().wait_for_line(&["198.51.100.2:3128", words]);
         daemon.wait_idle();
+    }
+}
+
+#[test]
+fn with_send_domain_the_proxy_is_asked_for_the_name() {
+    for (asked, said) in [("Host: www.example", "CONNECT www.example:80 "), ("X: y", "CONNECT 203.0.113.1:80 ")] {
+        let lab = Lab::new();
+        let proxy = answering(&lab, &[b"HTTP/1.1 200 OK\r\n\r\n"]);
+        let _daemon = Daemon::start(&lab, &uci(Family::V4, &[("send_domain", "1")]));
+        let mut client = connect(&lab.client, SocketAddr::new(Family::V4.destination(1), 80));
+        let ask = format!("GET / HTTP/1.1\r\n{asked}\r\n\r\n");
+        client.write_all(ask.as_bytes()).expect("send");
+        client.shutdown(std::net::Shutdown::Write).expect("half-close");
+        assert_eq!(read_all(&mut client), ask.as_bytes(), "what was looked at is passed on");
+        assert!(proxy.join().expect("the proxy ends").starts_with(said));
     }
 }
 

@@ -44,6 +44,8 @@ mod redirect;
 mod reloads;
 mod router;
 mod segment;
+#[cfg(feature = "shadowsocks")]
+mod shadowsocks;
 mod tcp;
 mod told;
 mod udp;

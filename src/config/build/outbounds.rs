@@ -20,12 +20,17 @@ pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, rep
             let (server, credentials) = proxy(section, "socks5", report);
             OutboundKind::Socks5 { server, credentials }
         }
+        Some("shadowsocks") => shadowsocks(section, report),
         Some("group") => OutboundKind::Group(group(section, names, report)),
         Some("reject") => OutboundKind::Reject,
         Some("drop") => OutboundKind::Drop,
         // Types that this build doesn't have were refused by the schema.
         _ => OutboundKind::Direct,
     };
+    if matches!(kind, OutboundKind::Shadowsocks { .. }) && globals.relay_memory < LEAST_SEALED {
+        let message = format!("{}: needs globals relay_memory of {} K at least", section.title, LEAST_SEALED >> 10);
+        report.error(section.line, message);
+    }
     let udp = carries_udp(section, &kind, report);
     let time = |option| section.time(option).unwrap_or_default();
     Outbound {
@@ -41,10 +46,14 @@ pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, rep
         udp_timeout: time("udp_timeout"),
         device: device(section, report),
         fwmark: fwmark(section, globals, report),
+        send_domain: section.flag("send_domain"),
         keep_source: section.flag("keep_source"),
         check: CHECKS.iter().any(|option| section.has(option)).then(|| check(section)),
     }
 }
+
+/// Two buffers for each direction, so that one encrypted session at least goes on.
+const LEAST_SEALED: u64 = 256 << 10;
 
 /// Options by which checks are asked for.
 const CHECKS: [&str; 2] = ["check_interval", "check_target"];
@@ -111,6 +120,33 @@ fn forward(section: &Checked<'_>, report: &mut Report<'_>) -> OutboundKind {
         _ => None,
     };
     OutboundKind::Forward { server: server(section, report), send_proxy }
+}
+
+fn shadowsocks(section: &Checked<'_>, report: &mut Report<'_>) -> OutboundKind {
+    let server = server(section, report);
+    required(section, "method", ": 2022-blake3-aes-128-gcm, chacha20-ietf-poly1305 and others", report);
+    required(section, "password", "", report);
+    let method = section.word("method").unwrap_or_default();
+    let password = section.text("password").unwrap_or_default();
+    if method.starts_with("2022") && section.has("password") {
+        let octets = if method.contains("128") { 16 } else { 32 };
+        if !is_base64_of(octets, &password) {
+            let title = &section.title;
+            let message = format!(
+                "{title}: password is not base64 of {octets} octets, as {method} wants; `openssl rand -base64 {octets}` \
+                 makes one"
+            );
+            report.error(section.line_of("password"), message);
+        }
+    }
+    OutboundKind::Shadowsocks { server, secret: Secret { method, password } }
+}
+
+fn is_base64_of(octets: usize, text: &str) -> bool {
+    let padding = (3 - octets % 3) % 3;
+    let letters = text.strip_suffix(&"=="[..padding]).unwrap_or("");
+    letters.len() + padding == octets.div_ceil(3) * 4
+        && letters.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'+' || c == b'/')
 }
 
 /// Server and credentials, of which both or none are given.

@@ -31,6 +31,8 @@ pub struct Outbound {
     pub device: Option<String>,
     /// `option fwmark`: bits of the mark on its packets, beside those of `self_mark`.
     pub fwmark: u32,
+    /// `option send_domain`: a name that the client asked for goes to the proxy instead of the address.
+    pub send_domain: bool,
     /// `option keep_source`: the server sees the client's own address.
     pub keep_source: bool,
     /// How its health is checked; `None`: nobody asked for that.
@@ -78,12 +80,34 @@ pub enum OutboundKind {
         /// RFC 1929; `None` is no authentication.
         credentials: Option<Credentials>,
     },
+    /// Shadowsocks (SIP004, SIP022).
+    Shadowsocks {
+        /// The server.
+        server: Server,
+        /// Method and password.
+        secret: Secret,
+    },
     /// One of several others.
     Group(Group),
     /// A TCP reset, an ICMP port unreachable.
     Reject,
     /// Silence.
     Drop,
+}
+
+/// What is shared with a Shadowsocks server.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// `option method`: its name.
+    pub method: &'static str,
+    /// `option password`; never printed. Of a method of SIP022 it is base64 of as many octets as the key has.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").field("method", &self.method).finish_non_exhaustive()
+    }
 }
 
 /// What a group is made of.
@@ -153,7 +177,7 @@ impl std::fmt::Debug for Credentials {
 impl Outbound {
     /// Whether datagrams go to the server's own port. (A SOCKS5 server names another for them.)
     pub fn sends_udp_to_server(&self) -> bool {
-        self.udp && matches!(self.kind, OutboundKind::Forward { .. })
+        self.udp && matches!(self.kind, OutboundKind::Forward { .. } | OutboundKind::Shadowsocks { .. })
     }
 }
 
@@ -163,6 +187,7 @@ impl OutboundKind {
         match self {
             OutboundKind::Forward { server, .. }
             | OutboundKind::Http { server, .. }
+            | OutboundKind::Shadowsocks { server, .. }
             | OutboundKind::Socks5 { server, .. } => Some(server),
             OutboundKind::Direct | OutboundKind::Group(_) | OutboundKind::Reject | OutboundKind::Drop => None,
         }

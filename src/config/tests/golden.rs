@@ -17,7 +17,7 @@ config listener 'guest'
 	option port '99999'
 
 config outbound 'hk'
-	option type 'shadowsocks'
+	option type 'shadowsox'
 	option server 'a b'
 
 config rule
@@ -36,7 +36,7 @@ f:5: unknown section 'listner': expected one of globals, listener, outbound, set
 f:8: listener 'guest' needs list device or list network: it never catches everything
 f:9: listener 'guest': unknown option 'prot'; nearest is 'port'
 f:10: listener 'guest': port '99999' is not a port: expected 1 to 65535
-f:13: outbound type 'shadowsocks' is not in this build
+f:13: outbound 'hk': type 'shadowsox' is not direct, forward, socks5, http, shadowsocks, group, reject or drop; nearest is 'shadowsocks'
 f:14: outbound 'hk': server 'a b' is neither an address nor a host name
 f:17: rule 0: outbound 'kh' is no outbound; nearest is 'hk'
 f:18: rule 0: dest_ip '@chian' is no set; nearest is 'china'
@@ -51,7 +51,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("globals", "option backend iptables", "globals backend 'iptables'"),
         ("globals", "option client_sessions 100", "globals client_sessions '100'"),
         ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
-        ("socks5", "option send_domain 1", "outbound send_domain '1'"),
         ("socks5", "option spare 2", "outbound spare '2'"),
         ("set", "option url https://a.example/", "set url 'https://a.example/'"),
         ("rule", "option start_time 21:30", "rule start_time '21:30'"),
@@ -66,8 +65,6 @@ fn what_a_later_build_has_is_refused_by_name() {
 
 #[test]
 fn every_outbound_type_of_the_contract_is_known() {
-    let text = "config outbound o\n option type shadowsocks";
-    assert_eq!(errors(text), ["f:2: outbound type 'shadowsocks' is not in this build"]);
     assert_eq!(
         errors("config outbound o\n option type sock5"),
         ["f:2: outbound 'o': type 'sock5' is not direct, forward, socks5, http, shadowsocks, group, reject or drop; \
@@ -85,6 +82,39 @@ fn what_can_carry_no_datagrams_sends_them_to_udp_outbound() {
     assert!(outbound("option type forward; option send_proxy v2").udp);
     assert!(!outbound("option type forward; option send_proxy v1").udp);
     assert!(!outbound("option type http").udp);
+}
+
+#[test]
+#[cfg(feature = "shadowsocks")]
+fn a_shadowsocks_server_has_a_method_and_a_password_that_suits_it() {
+    let outbound = |options: &str| {
+        format!("config outbound o; option type shadowsocks; option server a.example; option port 8388; {options}")
+    };
+    let config = fine(&outbound("option method aes-256-gcm; option password secret"));
+    let OutboundKind::Shadowsocks { secret, .. } = &config.outbounds[0].kind else { panic!("{config:?}") };
+    assert_eq!(secret.method, "aes-256-gcm");
+    assert!(!format!("{config:?}").contains("secret\""), "a password is never printed");
+    fine(&outbound("option method 2022-blake3-aes-128-gcm; option password AAECAwQFBgcICQoLDA0ODw=="));
+    fine(&outbound(
+        "option method 2022-blake3-aes-256-gcm; option password AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+    ));
+    for (method, octets) in [("2022-blake3-aes-128-gcm", 16), ("2022-blake3-chacha20-poly1305", 32)] {
+        let text = outbound(&format!("option method {method}; option password secret"));
+        let expected = format!(
+            "f:1: outbound 'o': password is not base64 of {octets} octets, as {method} wants; \
+             `openssl rand -base64 {octets}` makes one"
+        );
+        assert_eq!(errors(&text), [expected]);
+    }
+    assert_eq!(
+        errors(&outbound("")),
+        [
+            "f:1: outbound 'o' needs option method: 2022-blake3-aes-128-gcm, chacha20-ietf-poly1305 and others",
+            "f:1: outbound 'o' needs option password"
+        ]
+    );
+    let small = outbound("option method aes-128-gcm; option password x") + "\nconfig globals; option relay_memory 64K";
+    assert_eq!(errors(&small), ["f:1: outbound 'o': needs globals relay_memory of 256 K at least"]);
 }
 
 const GROUPS: &str = "

@@ -5,6 +5,8 @@ use crate::config::{self, Config, Host, OutboundKind, Server, Target};
 use crate::error::Error;
 use crate::policy::Proto;
 use crate::policy::group::{Candidate, pick};
+#[cfg(feature = "shadowsocks")]
+use crate::proto::shadowsocks::{MasterKey, Method};
 use crate::resolve::Resolver;
 use crate::stats::events::{Events, Kind};
 use crate::store::timers::Tick;
@@ -116,6 +118,15 @@ impl Outbounds {
             OutboundKind::Socks5 { server, credentials } => {
                 Way::Socks5 { server: upstream(server, resolver), credentials: credentials.clone() }
             }
+            #[cfg(feature = "shadowsocks")]
+            OutboundKind::Shadowsocks { server, secret } => {
+                // the configuration knows the methods, and has looked at the password
+                let method = Method::of(secret.method)?;
+                let key = MasterKey::new(method, &secret.password).ok()?;
+                Way::Shadowsocks { server: upstream(server, resolver), key }
+            }
+            #[cfg(not(feature = "shadowsocks"))]
+            OutboundKind::Shadowsocks { .. } => return Some(Target::Reject),
             OutboundKind::Group(group) => {
                 let member = |member: &Target| match member {
                     Target::Direct => Some(0),
@@ -142,6 +153,7 @@ impl Outbounds {
         outbound.udp_timeout = section.udp_timeout;
         outbound.device = section.device.clone();
         outbound.fwmark = section.fwmark;
+        outbound.send_domain = section.send_domain;
         outbound.keep_source = section.keep_source;
         outbound.udp = section.udp;
         outbound.sends_udp = section.sends_udp_to_server();

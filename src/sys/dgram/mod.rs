@@ -75,6 +75,14 @@ impl ReceiveBatch {
         batch
     }
 
+    /// What the datagram in `slot` carries, to be changed in place; `None` if it is not whole.
+    pub fn payload_mut(&mut self, slot: usize) -> Option<&mut [u8]> {
+        let header = self.headers.get(slot)?;
+        let whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+        let len = (header.msg_len as usize).min(SLOT);
+        whole.then(|| &mut self.area[slot * SLOT..][..len])
+    }
+
     /// `len` octets of what `slot` holds, from `start` on.
     pub fn part(&self, slot: usize, start: usize, len: usize) -> &[u8] {
         &self.slot(slot)[start..start + len]
