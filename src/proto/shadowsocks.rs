@@ -267,7 +267,7 @@ fn in_time(stamp: u64, now: u64) -> bool {
 
 /// RFC 4648 section 4, with its padding.
 fn read_base64(text: &[u8], out: &mut Writer<'_>) -> Option<()> {
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     for group in text.chunks(4) {

@@ -191,7 +191,7 @@ config globals
 	option sniff_timeout 300ms
 	option kernel_set_max auto
 config outbound a; option type direct; option keep_source 0; option full_cone 1
-config outbound b; option type socks5; option enabled 0; option method x; option spare 5
+config outbound b; option type socks5; option enabled 0; option method aes-128-gcm; option spare 5
 config rule; option outbound a; option utc_time 0; option quota_period month
 ";
     fine(text);
