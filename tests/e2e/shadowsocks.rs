@@ -122,7 +122,7 @@ fn all_is_well_through_ssserver() {
 }
 
 #[test]
-fn a_client_that_half_closes_still_gets_its_answer() {
+fn a_short_question_gets_a_long_answer() {
     let lab = Lab::new();
     let _server = libev(&lab, Family::V4, OLD[2]);
     let _daemon = Daemon::start(&lab, &uci(Family::V4, OLD[2]));
