@@ -79,7 +79,9 @@ fn failures(findings: &[Finding]) -> Vec<&str> {
 fn check_finds_nothing_in_a_sound_router_and_changes_nothing() {
     lab(|lab| {
         let before = lab.state();
-        let findings = lab.router.run(|| check::machine(&config(PLAIN), MODEST));
+        // the server of this lab is no proxy, and `check` would notice
+        let alone = PLAIN.split("config outbound").next().unwrap();
+        let findings = lab.router.run(|| check::machine(&config(alone), MODEST));
         assert_eq!(failures(&findings), [""; 0]);
         assert!(check::works(&findings));
         assert_eq!(lab.state(), before);
