@@ -197,10 +197,10 @@ impl Daemon {
         if rules.is_none() {
             resolve_networks_alone(&mut engine);
         }
+        let mending = rules.is_some().then(|| Mending::watch(&engine));
         let place = if rules.is_some() { "rules in place" } else { "rules are not its own" };
         let listeners = engine.config().listeners.len();
         log::info!("tproxyd {} ready: {listeners} listening, {place}", env!("CARGO_PKG_VERSION"));
-        let mending = rules.is_some().then(|| Mending::watch(&engine));
         Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts: Scripts::default(), mending, told: 0 })
     }
 
