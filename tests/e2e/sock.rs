@@ -12,9 +12,21 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// A TCP server's socket in `ns`; port 0 lets the kernel choose.
 pub fn listen(ns: &Namespace, ip: IpAddr, port: u16) -> TcpListener {
     let at = SocketAddr::new(ip, port);
-    let listener = ns.within(|| TcpListener::bind(at)).unwrap_or_else(|e| panic!("listen on {at}: {e}"));
+    let listener = bound(|| ns.within(|| TcpListener::bind(at))).unwrap_or_else(|e| panic!("listen on {at}: {e}"));
     set_accept_timeout(&listener, PATIENCE);
     listener
+}
+
+/// What `bind` gives. A socket that this test has closed may live on for a moment in a child that another test has forked,
+/// until the child begins its program; so "in use" is asked again.
+fn bound<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let begin = std::time::Instant::now();
+    loop {
+        match bind() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && begin.elapsed() < PATIENCE => std::thread::yield_now(),
+            other => return other,
+        }
+    }
 }
 
 /// The next client of `listener`.
@@ -45,7 +57,7 @@ fn limit(stream: &TcpStream) {
 /// A UDP socket in `ns`; port 0 lets the kernel choose.
 pub fn udp(ns: &Namespace, ip: IpAddr, port: u16) -> UdpSocket {
     let at = SocketAddr::new(ip, port);
-    let socket = ns.within(|| UdpSocket::bind(at)).unwrap_or_else(|e| panic!("bind {at}/udp: {e}"));
+    let socket = bound(|| ns.within(|| UdpSocket::bind(at))).unwrap_or_else(|e| panic!("bind {at}/udp: {e}"));
     socket.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");
     socket
 }
