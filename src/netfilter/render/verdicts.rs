@@ -204,8 +204,21 @@ fn ports(lines: &mut Alternatives, field: &str, values: &Values<PortRange>) {
         demand(lines, format!("th {field} {}", list(&port_ranges(&values.plain))));
     }
     if !values.not.is_empty() {
-        demand(lines, format!("th {field} != {}", list(&port_ranges(&values.not))));
+        demand(lines, format!("th {field} != {}", none_of(port_ranges(&values.not), "0")));
     }
+}
+
+/// What stands behind `!=`. nft (seen in 1.0.6) joins two comparisons of neighbouring fields with one value each into one
+/// comparison of both, even where they say "not", so that "neither" becomes "not both". A second element, which no packet
+/// has there, keeps them apart.
+fn none_of(mut elements: Vec<String>, nobody: &str) -> String {
+    if let [only] = elements.as_slice()
+        && only != nobody
+        && !only.contains(['-', '/'])
+    {
+        elements.insert(0, nobody.to_owned());
+    }
+    list(&elements)
 }
 
 /// One line for all names, and one for each wildcard, which older nft can't have in a set.
@@ -241,10 +254,12 @@ fn addresses(cfg: &Config, field: &str, v4: bool, values: &Values<AddressMatch>)
         AddressMatch::Range(_) => None,
     };
     // operands, and whether sets were left out because the kernel does not hold them
-    let operands = |values: &[AddressMatch]| {
+    let operands = |values: &[AddressMatch], not: bool| {
         let ranges: Vec<IpRange> = values.iter().filter_map(range).collect();
         let inline = address_ranges(&merged(&ranges), v4);
-        let mut operands: Vec<String> = (!inline.is_empty()).then(|| list(&inline)).into_iter().collect();
+        let nobody = if v4 { "0.0.0.0" } else { "::" };
+        let inline = (!inline.is_empty()).then(|| if not { none_of(inline, nobody) } else { list(&inline) });
+        let mut operands: Vec<String> = inline.into_iter().collect();
         let mut left_out = false;
         for set in values.iter().filter_map(set) {
             if fits(cfg, set) {
@@ -257,7 +272,7 @@ fn addresses(cfg: &Config, field: &str, v4: bool, values: &Values<AddressMatch>)
     };
     let mut lines = vec![Line::default()];
     if !values.plain.is_empty() {
-        let (wanted, left_out) = operands(&values.plain);
+        let (wanted, left_out) = operands(&values.plain, false);
         lines = if left_out {
             vec![Line { matches: Vec::new(), partly: true }]
         } else {
@@ -265,7 +280,7 @@ fn addresses(cfg: &Config, field: &str, v4: bool, values: &Values<AddressMatch>)
             wanted.into_iter().map(one).collect()
         };
     }
-    let (excluded, left_out) = operands(&values.not);
+    let (excluded, left_out) = operands(&values.not, true);
     for operand in excluded {
         demand(&mut lines, format!("{ip} {field} != {operand}"));
     }

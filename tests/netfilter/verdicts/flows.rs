@@ -58,7 +58,8 @@ impl<'l> Field<'l> {
     pub(crate) fn build(lab: &'l Lab) -> Field<'l> {
         lab.client.sh("ip link set eth0 address 02:00:00:00:00:00");
         lab.router.sh(&format!(
-            "ip link add lan1 type veth peer name eth1 netns {}
+            "ip neigh flush dev lan0; ip -6 neigh flush dev lan0
+             ip link add lan1 type veth peer name eth1 netns {}
              ip addr add 192.168.2.1/24 dev lan1; ip addr add fd00:2::1/64 dev lan1 nodad; ip link set lan1 up
              nft delete table ip nat
              echo 0 > /proc/sys/net/ipv4/icmp_ratelimit; echo 0 > /proc/sys/net/ipv6/icmp/ratelimit",
