@@ -253,7 +253,6 @@ fn a_check_with_a_target_goes_through_the_proxy_to_it() {
 
 /// Real servers are killed and revived in turn under load, one of two alive at any moment.
 #[test]
-#[ignore = "one time in several a connection stands still until its reader gives up: the cause is not found yet"]
 fn no_new_connection_fails_while_one_member_lives() {
     let (lab, files) = (Lab::new(), TempDir::new());
     let uci = Uci::new("group")
@@ -269,6 +268,7 @@ fn no_new_connection_fails_while_one_member_lives() {
     let to = listener.local_addr().expect("bound");
     // odd while a server is being killed: what is connected through it then dies with it
     let (stop, done, kills) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    let nobody_comes_any_more = AtomicBool::new(false);
     let kill = |server: Option<Process>| {
         kills.fetch_add(1, Ordering::SeqCst);
         drop(server);
@@ -301,8 +301,8 @@ fn no_new_connection_fails_while_one_member_lives() {
         done.load(Ordering::SeqCst) >= before + 40
     };
     thread::scope(|scope| {
-        scope.spawn(|| echo_until(&listener, &stop));
-        (0..4).for_each(|_| drop(scope.spawn(client)));
+        scope.spawn(|| echo_until(&listener, &nobody_comes_any_more));
+        let clients: [_; 4] = std::array::from_fn(|_| scope.spawn(client));
         for _ in 0..3 {
             let well = more() && {
                 kill(one.take());
@@ -319,7 +319,11 @@ fn no_new_connection_fails_while_one_member_lives() {
             }
         }
         stop.store(true, Ordering::SeqCst);
-        drop(try_connect(&lab.client, to));
+        // those under way still want their answers
+        let ends = clients.map(thread::ScopedJoinHandle::join);
+        nobody_comes_any_more.store(true, Ordering::SeqCst);
+        drop(try_connect(&lab.server, to));
+        assert!(ends.iter().all(Result::is_ok), "a client failed");
     });
     assert!(done.load(Ordering::SeqCst) >= 12 * 40, "the load came to a halt");
     assert_eq!(kills.load(Ordering::SeqCst), 12);
