@@ -8,6 +8,7 @@ mod answer;
 mod clients;
 mod explain;
 mod metrics;
+mod outlet;
 mod request;
 mod scrape;
 mod seat;

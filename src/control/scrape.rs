@@ -4,12 +4,12 @@
 
 use super::answer::{Fill, Output};
 use super::metrics::Metrics;
-use super::seat::{ANSWER_MAX, STALL, TURN};
+use super::outlet::{Outlet, Pace, Refill};
 use super::subject::Subject;
 use crate::error::Error;
 use crate::store::timers::Tick;
 use crate::sys;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -35,16 +35,13 @@ pub struct Scrapes {
 struct Seat {
     client: Option<Client>,
     head: heapless::Vec<u8, HEAD_MAX>,
-    output: Output,
-    sent: usize,
+    outlet: Outlet,
 }
 
 struct Client {
     stream: TcpStream,
     stage: Stage,
-    deadline: Tick,
-    latest: Tick,
-    queued: bool,
+    pace: Pace,
 }
 
 enum Stage {
@@ -67,7 +64,7 @@ impl Scrapes {
             let hint = "change `option metrics`, or stop who has it (netstat -lnp)";
             Error::new(format!("listen on {address}/tcp (option metrics)"), &e).hint(hint)
         })?;
-        let seat = || Seat { client: None, head: heapless::Vec::new(), output: Output::new(), sent: 0 };
+        let seat = || Seat { client: None, head: heapless::Vec::new(), outlet: Outlet::new() };
         Ok(Scrapes { listener, address, first, seats: std::array::from_fn(|_| seat()), waiting: false })
     }
 
@@ -99,7 +96,7 @@ impl Scrapes {
         let accept = (self.waiting && free).then_some(now);
         let clients = self.seats.iter().filter_map(|seat| {
             let client = seat.client.as_ref()?;
-            Some(if client.queued { now } else { client.deadline })
+            Some(if client.pace.queued { now } else { client.pace.deadline })
         });
         clients.chain(accept).reduce(|first, other| if first.reached(other) { other } else { first })
     }
@@ -108,9 +105,9 @@ impl Scrapes {
     pub fn run(&mut self, subject: &dyn Subject, now: Tick) {
         for seat in &mut self.seats {
             let Some(client) = &mut seat.client else { continue };
-            if now.reached(client.deadline) {
+            if now.reached(client.pace.deadline) {
                 seat.client = None;
-            } else if std::mem::take(&mut client.queued) {
+            } else if std::mem::take(&mut client.pace.queued) {
                 seat.serve(subject, now);
             }
         }
@@ -142,11 +139,8 @@ impl Scrapes {
 impl Seat {
     fn take(&mut self, stream: TcpStream, now: Tick) {
         self.head.clear();
-        self.output.clear();
-        self.sent = 0;
-        let deadline = now.after(STALL);
-        self.client =
-            Some(Client { stream, stage: Stage::Asking, deadline, latest: now.after(ANSWER_MAX), queued: false });
+        self.outlet.clear();
+        self.client = Some(Client { stream, stage: Stage::Asking, pace: Pace::new(now) });
     }
 
     fn serve(&mut self, subject: &dyn Subject, now: Tick) {
@@ -158,11 +152,11 @@ impl Seat {
                     Ok(0) => return self.client = None,
                     Ok(n) => {
                         if self.head.extend_from_slice(&buffer[..n]).is_err() {
-                            refuse(client, &mut self.output, "431 Request Header Fields Too Large", "");
+                            refuse(client, self.outlet.text(), "431 Request Header Fields Too Large", "");
                             break;
                         }
                         if self.head.windows(4).any(|four| four == b"\r\n\r\n") {
-                            answer(client, &self.head, subject, &mut self.output);
+                            answer(client, &self.head, subject, self.outlet.text());
                             break;
                         }
                     }
@@ -179,40 +173,17 @@ impl Seat {
 
     /// Sends what the socket takes; true if there is no more to send, or nobody to send it to.
     fn write(&mut self, subject: &dyn Subject, now: Tick) -> bool {
-        let Some(client) = &mut self.client else { return false };
-        let mut left = TURN;
-        loop {
-            if self.sent == self.output.len() {
-                self.output.clear();
-                self.sent = 0;
-                match &mut client.stage {
-                    Stage::Answering(metrics) => {
-                        if metrics.fill(subject, &mut self.output) == Fill::Done {
-                            client.stage = Stage::Ending;
-                        }
-                    }
-                    Stage::Ending => return true,
-                    Stage::Asking => return false,
+        let Some(Client { stream, stage, pace }) = &mut self.client else { return false };
+        self.outlet.send(stream, pace, now, &mut |out| match stage {
+            Stage::Answering(metrics) => {
+                if metrics.fill(subject, out) == Fill::Done {
+                    *stage = Stage::Ending;
                 }
+                Refill::More
             }
-            let rest = self.output.as_bytes().get(self.sent..).unwrap_or_default();
-            let part = rest.get(..left).unwrap_or(rest);
-            if part.is_empty() {
-                client.queued = true;
-                return false;
-            }
-            match client.stream.write(part) {
-                Ok(n) => {
-                    self.sent += n;
-                    left -= n.min(left);
-                    let deadline = now.after(STALL);
-                    client.deadline = if deadline.reached(client.latest) { client.latest } else { deadline };
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return true,
-            }
-        }
+            Stage::Ending => Refill::End,
+            Stage::Asking => Refill::Nothing,
+        })
     }
 }
 

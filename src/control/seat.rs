@@ -2,6 +2,7 @@
 
 use super::answer::{Answer, Fill, Output};
 use super::explain;
+use super::outlet::{ANSWER_MAX, Outlet, Pace, Refill, STALL};
 use super::request::{REQUEST_MAX, Request};
 use super::subject::{Kick, Subject};
 use crate::proto::json::Writer;
@@ -12,38 +13,23 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// How long a client may take for its request, and for each part of the answer.
-pub(super) const STALL: Duration = Duration::from_secs(5);
-
-/// How long a client may take for its answer in all: one that reads a byte now and then must not keep its place for ever.
-pub(super) const ANSWER_MAX: Duration = Duration::from_secs(60);
-
 /// How long a client waits for the reload that it asked for. The helper gives up before that.
 pub(super) const RELOAD_MAX: Duration = Duration::from_secs(150);
 
 /// Most clients that follow the events at once: the other places are for those who ask.
 pub(super) const FOLLOWERS_MAX: usize = 2;
 
-/// Bytes that are written to one client in one turn at most.
-pub(super) const TURN: usize = 64 * 1024;
-
 /// A place for one client.
 pub(super) struct Seat {
     client: Option<Client>,
     input: heapless::Vec<u8, REQUEST_MAX>,
-    output: Output,
-    /// Bytes of `output` that the client has.
-    sent: usize,
+    outlet: Outlet,
 }
 
 struct Client {
     stream: UnixStream,
     stage: Stage,
-    deadline: Tick,
-    /// It ends then in any case.
-    latest: Tick,
-    /// Its share of a turn was used up.
-    queued: bool,
+    pace: Pace,
 }
 
 enum Stage {
@@ -62,7 +48,7 @@ enum Stage {
 
 impl Seat {
     pub(super) fn new() -> Seat {
-        Seat { client: None, input: heapless::Vec::new(), output: Output::new(), sent: 0 }
+        Seat { client: None, input: heapless::Vec::new(), outlet: Outlet::new() }
     }
 
     pub(super) fn is_free(&self) -> bool {
@@ -73,9 +59,9 @@ impl Seat {
     pub(super) fn deadline(&self, now: Tick) -> Option<Tick> {
         let client = self.client.as_ref()?;
         match client.stage {
-            _ if client.queued => Some(now),
-            Stage::Following(_) if self.output.is_empty() => None,
-            _ => Some(client.deadline),
+            _ if client.pace.queued => Some(now),
+            Stage::Following(_) if self.outlet.is_empty() => None,
+            _ => Some(client.pace.deadline),
         }
     }
 
@@ -94,11 +80,11 @@ impl Seat {
 
     /// One that had nothing to take has its whole time for what comes now.
     fn now_idle(&mut self, now: Tick) {
-        if self.output.is_empty()
+        if self.outlet.is_empty()
             && let Some(client) = &mut self.client
         {
-            client.latest = now.after(ANSWER_MAX);
-            client.deadline = now.after(STALL);
+            client.pace.latest = now.after(ANSWER_MAX);
+            client.pace.deadline = now.after(STALL);
         }
     }
 
@@ -125,20 +111,20 @@ impl Seat {
 
     pub(super) fn take(&mut self, stream: UnixStream, now: Tick) {
         self.input.clear();
-        self.output.clear();
-        self.sent = 0;
-        let deadline = now.after(STALL);
+        self.outlet.clear();
+        let mut pace = Pace::new(now);
+        pace.latest = pace.deadline;
         // its first event is on its way: whoever registers is told what is ready already
-        self.client = Some(Client { stream, stage: Stage::Asking, deadline, latest: deadline, queued: false });
+        self.client = Some(Client { stream, stage: Stage::Asking, pace });
     }
 
     /// Goes on with an answer that is longer than a turn, or ends who has passed the deadline.
     pub(super) fn run(&mut self, may_follow: bool, subject: &mut dyn Subject, now: Tick) {
         let Some(client) = &mut self.client else { return };
-        let idle = matches!(client.stage, Stage::Following(_)) && self.output.is_empty();
-        if now.reached(client.deadline) && !idle {
+        let idle = matches!(client.stage, Stage::Following(_)) && self.outlet.is_empty();
+        if now.reached(client.pace.deadline) && !idle {
             self.expire();
-        } else if std::mem::take(&mut client.queued) {
+        } else if std::mem::take(&mut client.pace.queued) {
             self.serve(may_follow, subject, now);
         }
     }
@@ -178,51 +164,27 @@ impl Seat {
 
     /// Sends what the socket takes; true if there is no more to send, or nobody to send it to.
     fn write(&mut self, subject: &dyn Subject, now: Tick) -> bool {
-        let Some(client) = &mut self.client else { return false };
-        let mut left = TURN;
-        loop {
-            if self.sent == self.output.len() {
-                self.output.clear();
-                self.sent = 0;
-                match &mut client.stage {
-                    Stage::Answering(answer) => {
-                        if answer.fill(subject, &mut self.output) == Fill::Done {
-                            client.stage = Stage::Ending;
-                        }
-                    }
-                    Stage::Ending => return true,
-                    Stage::Following(Some(next)) => {
-                        *next = follow(*next, &subject.stats().events, &mut self.output);
-                        if self.output.is_empty() {
-                            return false;
-                        }
-                    }
-                    Stage::Following(first) => {
-                        *first = Some(subject.stats().events.next());
-                        // it is empty, and has room for so little
-                        let _ = self.output.push_str("{\"v\":1}\n");
-                    }
-                    Stage::Asking | Stage::WantsReload | Stage::AwaitsReload(_) => return false,
+        let Some(Client { stream, stage, pace }) = &mut self.client else { return false };
+        self.outlet.send(stream, pace, now, &mut |out| match stage {
+            Stage::Answering(answer) => {
+                if answer.fill(subject, out) == Fill::Done {
+                    *stage = Stage::Ending;
                 }
+                Refill::More
             }
-            let rest = self.output.as_bytes().get(self.sent..).unwrap_or_default();
-            let part = rest.get(..left).unwrap_or(rest);
-            if part.is_empty() {
-                // its share is used up; or much was passed over, and nothing found to write yet
-                client.queued = true;
-                return false;
+            Stage::Ending => Refill::End,
+            Stage::Following(Some(next)) => {
+                *next = follow(*next, &subject.stats().events, out);
+                if out.is_empty() { Refill::Nothing } else { Refill::More }
             }
-            match client.stream.write(part) {
-                Ok(n) => {
-                    self.sent += n;
-                    left -= n.min(left);
-                    client.progress(now);
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return true,
+            Stage::Following(first) => {
+                *first = Some(subject.stats().events.next());
+                // it is empty, and has room for so little
+                let _ = out.push_str("{\"v\":1}\n");
+                Refill::More
             }
-        }
+            Stage::Asking | Stage::WantsReload | Stage::AwaitsReload(_) => Refill::Nothing,
+        })
     }
 
     /// Its time is over.
@@ -256,13 +218,13 @@ impl Client {
             Request::Kick(which) => kick(which, subject),
             Request::Events => {
                 self.stage = Stage::Following(None);
-                self.progress(now);
+                self.pace.progress(now);
                 return;
             }
             Request::Reload => {
                 self.stage = Stage::WantsReload;
-                self.deadline = now.after(RELOAD_MAX);
-                self.latest = self.deadline;
+                self.pace.deadline = now.after(RELOAD_MAX);
+                self.pace.latest = self.pace.deadline;
                 return;
             }
         };
@@ -271,14 +233,8 @@ impl Client {
 
     fn answer(&mut self, answer: Answer, now: Tick) {
         self.stage = Stage::Answering(answer);
-        self.latest = now.after(ANSWER_MAX);
-        self.progress(now);
-    }
-
-    /// It has taken something: its time begins anew.
-    fn progress(&mut self, now: Tick) {
-        let deadline = now.after(STALL);
-        self.deadline = if deadline.reached(self.latest) { self.latest } else { deadline };
+        self.pace.latest = now.after(ANSWER_MAX);
+        self.pace.progress(now);
     }
 }
 

@@ -1,4 +1,5 @@
-use super::seat::{RELOAD_MAX, STALL};
+use super::outlet::STALL;
+use super::seat::RELOAD_MAX;
 use super::*;
 use crate::policy::Proto;
 use crate::stats::events::Kind;
