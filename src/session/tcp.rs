@@ -1,16 +1,13 @@
 //! TCP sessions: one slot each, from the accepted connection to the last byte.
 
-use super::dial::{self, Dial, Failure, Progress};
+use super::dial::{self, Dial};
 use super::greet::{Answer, Greeting};
 use super::loops::Loops;
-use super::outbound::{Chosen, Tried};
+use super::outbound::Tried;
 use super::relay::{End, Pause, Tools, pump};
 #[cfg(feature = "shadowsocks")]
 use super::sealed::{self, Sealed};
-use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
-use crate::policy::{By, Proto};
-#[cfg(feature = "shadowsocks")]
-use crate::proto::shadowsocks::Target;
+use super::{CloseReason, Cx, Owner, Readiness, Side};
 use crate::resolve::NameId;
 use crate::stats::Drop;
 use crate::stats::events::Kind;
@@ -28,6 +25,8 @@ use std::time::Duration;
 
 pub use session::View;
 
+mod ending;
+mod reach;
 mod session;
 
 /// One intercepted connection.
@@ -232,91 +231,6 @@ impl Tcp {
         Some(key)
     }
 
-    /// Sends a session on its way whose outbound has been decided.
-    pub(super) fn dial(&mut self, key: Key, cx: &mut Cx<'_>) {
-        if !self.choose(key, Tried::new(), cx)
-            && let Some(session) = self.sessions.get(key)
-        {
-            let (index, client, orig_dst) = (session.outbound, session.client.address(), session.orig_dst.address());
-            self.tell_failure(key, false, cx);
-            cx.stats.tcp.refused += 1;
-            dial::report_nobody(cx, index, client, orig_dst);
-            self.close(key, CloseReason::DialFailed, cx);
-        }
-    }
-
-    /// Chooses the way and dials; false if there is none but for those in `tried`.
-    fn choose(&mut self, key: Key, tried: Tried, cx: &mut Cx<'_>) -> bool {
-        let Some(session) = self.sessions.get_mut(key) else { return true };
-        match cx.outbounds.choose(session.outbound, Proto::Tcp, &tried, cx.resolver, cx.now) {
-            Chosen::Via(via) => {
-                session.leave(cx);
-                session.via = via;
-                if via != session.outbound {
-                    cx.outbounds.get_mut(via).sessions += 1;
-                }
-                self.dial_at(key, 0, tried, cx);
-                true
-            }
-            Chosen::Nobody => false,
-        }
-    }
-
-    /// Tries the `attempt`th address of the way and, where the call itself fails, those after it.
-    fn dial_at(&mut self, key: Key, mut attempt: u8, tried: Tried, cx: &mut Cx<'_>) {
-        loop {
-            let Some(session) = self.sessions.get_mut(key) else { return };
-            let outbound = cx.outbounds.get(session.via);
-            if let Some(name) = outbound.server().and_then(|server| server.name) {
-                // does nothing while the answer is fresh
-                cx.resolver.request(name, cx.now);
-            }
-            let Some(address) = session.address(attempt, cx) else {
-                session.stage = Stage::Resolving;
-                let timeout = cx.outbounds.get(session.via).connect_timeout;
-                self.timers.set(key.slot, session.started.after(timeout));
-                return;
-            };
-            let more = session.address(attempt + 1, cx).is_some();
-            let outbound = cx.outbounds.get(session.via);
-            let name = session.name_to_say(outbound.send_domain, cx.names);
-            let dial = Dial::new(outbound, attempt, address, &session.ask(name.as_deref())).after(tried.clone());
-            // with several addresses to try, none may use up the whole time
-            let timeout = if more { outbound.connect_timeout / 2 } else { outbound.connect_timeout };
-            let started = dial::connect(outbound, session.client.address(), address, cx.self_mark).and_then(|fd| {
-                register(cx.registry, fd.as_raw_fd(), Owner::Tcp(key, Side::Far))
-                    .map_err(|e| Failure::Call("epoll_ctl", e))?;
-                Ok(fd)
-            });
-            match started {
-                Ok(fd) => {
-                    session.far.connect(fd);
-                    session.stage = Stage::Dialling;
-                    self.dials.remove(session.dial);
-                    session.dial = self.dials.insert(dial).unwrap_or(Key::NONE);
-                    self.timers.set(key.slot, cx.now.after(timeout));
-                    return;
-                }
-                Err(failure) if failure.is_of_address() && more => {
-                    self.note_dead_address(key, cx);
-                    attempt += 1;
-                }
-                Err(failure) => {
-                    self.fail(key, Some(address), &failure, tried, cx);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// The address of a named server did not answer: ask whether it has moved.
-    fn note_dead_address(&self, key: Key, cx: &mut Cx<'_>) {
-        let server = self.sessions.get(key).and_then(|session| cx.outbounds.get(session.via).server());
-        if let Some(name) = server.and_then(|server| server.name) {
-            cx.resolver.refresh(name, cx.now);
-        }
-    }
-
     /// The socket of `side` became ready. `scratch` is any memory of at least one pool buffer's size.
     pub fn ready(&mut self, key: Key, side: Side, ready: Readiness, scratch: &mut [u8], cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get_mut(key) else { return };
@@ -336,82 +250,6 @@ impl Tcp {
             }
             (Stage::Resolving | Stage::Silent, Side::Far) => {}
         }
-    }
-
-    fn advance(&mut self, key: Key, ready: Readiness, scratch: &mut [u8], cx: &mut Cx<'_>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let (Some(dial), Some(fd)) = (self.dials.get_mut(session.dial), session.far.borrow()) else { return };
-        let outbound = cx.outbounds.get_mut(session.via);
-        // what the client asked for by name, the proxy looks up
-        let name = session.name_to_say(outbound.send_domain, cx.names);
-        match dial.advance(fd, ready, outbound, &session.ask(name.as_deref())) {
-            Ok(Progress::Waiting) => {}
-            Ok(Progress::Done { surplus, .. }) => {
-                #[cfg(feature = "shadowsocks")]
-                {
-                    let Session { near, far, orig_dst, .. } = session;
-                    let target = Target { address: orig_dst.address(), name: name.as_deref() };
-                    match sealed::begin(&outbound.way, target, near, far, scratch) {
-                        Some(Ok(sealed)) => session.sealed = self.sealed.insert(sealed).unwrap_or(Key::NONE),
-                        Some(Err(e)) => return self.retry(key, Failure::Call("send", e), cx),
-                        None => {}
-                    }
-                }
-                outbound.worked(dial.attempt, cx.resolver);
-                if outbound.check.is_none() {
-                    outbound.latency = Some(cx.now.since(session.started).as_micros() as u32);
-                }
-                session.stage = Stage::Relaying;
-                session.active = cx.now;
-                self.timers.set(key.slot, cx.now.after(outbound.idle_timeout.min(KEEPALIVE_AFTER)));
-                if surplus > 0 && !session.near.hold(dial.surplus(surplus), cx.pool) {
-                    // at most three octets, and only from a proxy with a name of two letters: see Handshake::wanted
-                    cx.stats.pool_empty += 1;
-                    self.close(key, CloseReason::ServerFailed(std::io::ErrorKind::OutOfMemory.into()), cx);
-                    return;
-                }
-                self.dials.remove(session.dial);
-                session.dial = Key::NONE;
-                if self.announce(key, cx) {
-                    self.relay(key, None, scratch, cx);
-                }
-            }
-            Err(failure) => self.retry(key, failure, cx),
-        }
-    }
-
-    /// A dial failed: on to the next address where that may help.
-    fn retry(&mut self, key: Key, failure: Failure, cx: &mut Cx<'_>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let dial = self.dials.get(session.dial);
-        let (attempt, address, connected) =
-            dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
-        let tried = dial.map_or(Tried::new(), |dial| dial.tried.clone());
-        let of_address = failure.is_of_address() && !connected;
-        let more = session.address(attempt + 1, cx).is_some();
-        if of_address {
-            self.note_dead_address(key, cx);
-        }
-        if of_address && more {
-            log::debug!("{failure} at {address:?}, trying the next address");
-            self.dial_at(key, attempt + 1, tried, cx);
-        } else {
-            self.fail(key, address, &failure, tried, cx);
-        }
-    }
-
-    /// The destination can't be reached this way: on to the next member of the group, if there is one that has not been
-    /// tried. Nothing of the client's has been sent yet, so it does not notice. Else it is reset.
-    fn fail(&mut self, key: Key, address: Option<SocketAddr>, failure: &Failure, mut tried: Tried, cx: &mut Cx<'_>) {
-        let Some(session) = self.sessions.get(key) else { return };
-        let (via, client, orig_dst) = (session.via, session.client.address(), session.orig_dst.address());
-        let others = session.outbound != via && !failure.is_of_destination() && !failure.is_ours();
-        dial::report(cx, via, client, orig_dst, address, failure);
-        if others && tried.push(via).is_ok() && self.choose(key, tried, cx) {
-            return;
-        }
-        self.tell_failure(key, false, cx);
-        self.close(key, CloseReason::DialFailed, cx);
     }
 
     fn relay(&mut self, key: Key, error: Option<Side>, scratch: &mut [u8], cx: &mut Cx<'_>) {
@@ -494,40 +332,6 @@ impl Tcp {
         self.timers.next()
     }
 
-    /// Ends what has passed its deadline.
-    pub fn expire(&mut self, cx: &mut Cx<'_>) {
-        while let Some(slot) = self.timers.expired(cx.now) {
-            let Some(key) = self.sessions.key_at(slot) else { continue };
-            let Some(session) = self.sessions.get(key) else { continue };
-            let outbound = cx.outbounds.get(session.via);
-            match session.stage {
-                Stage::Relaying => {
-                    let idle_timeout = outbound.idle_timeout;
-                    if cx.now.reached(session.active.after(idle_timeout)) {
-                        self.close(key, CloseReason::Idle, cx);
-                    } else if let Some(session) = self.sessions.get_mut(key) {
-                        if std::mem::take(&mut session.starved) && !session.queued {
-                            session.queued = true;
-                            self.queue.push_back(key);
-                        }
-                        self.timers.set(slot, session.look_after(idle_timeout, cx));
-                    }
-                }
-                Stage::Dialling => {
-                    let awaits = self.dials.get(session.dial).map_or("connect", Dial::awaits);
-                    self.retry(key, Failure::TimedOut(outbound.connect_timeout, awaits), cx);
-                }
-                Stage::Resolving => self.fail(key, None, &Failure::NoAddress, Tried::new(), cx),
-                Stage::Sniffing => self.decide_without_name(key, cx),
-                Stage::Greeting(_) => self.refuse_greeting(key, cx),
-                Stage::Silent => {
-                    session.near.reset();
-                    self.close(key, CloseReason::Dropped, cx);
-                }
-            }
-        }
-    }
-
     /// A name was looked up: sessions that waited for it go on.
     pub fn resolved(&mut self, name: NameId, cx: &mut Cx<'_>) {
         for slot in 0..self.sessions.touched() {
@@ -542,36 +346,6 @@ impl Tcp {
                 self.dial_at(key, 0, Tried::new(), cx);
             }
         }
-    }
-
-    /// Ends all sessions.
-    pub fn close_all(&mut self, cx: &mut Cx<'_>) {
-        for slot in 0..self.sessions.touched() {
-            if let Some(key) = self.sessions.key_at(slot) {
-                self.close(key, CloseReason::Stopping, cx);
-            }
-        }
-    }
-
-    /// Ends the session of this [`View::id`], or all of a client; returns how many.
-    pub fn kick(&mut self, which: impl Fn(&View) -> bool, cx: &mut Cx<'_>) -> usize {
-        self.end(which, || CloseReason::Kicked, cx)
-    }
-
-    /// Ends the sessions that `which` picks, for this reason; returns how many.
-    pub fn end(&mut self, which: impl Fn(&View) -> bool, reason: impl Fn() -> CloseReason, cx: &mut Cx<'_>) -> usize {
-        let mut count = 0;
-        for slot in 0..self.sessions.touched() {
-            let Some(key) = self.sessions.key_at(slot) else { continue };
-            let Some(session) = self.sessions.get(key) else { continue };
-            if which(&session.view(key)) {
-                session.near.reset();
-                session.far.reset();
-                self.close(key, reason(), cx);
-                count += 1;
-            }
-        }
-        count
     }
 
     /// All sessions, for `sessions` and `status`.
@@ -593,43 +367,6 @@ impl Tcp {
     /// A bound for walks by [`Self::view_at`], so that one can be put down and taken up again.
     pub fn slots(&self) -> u16 {
         self.sessions.touched()
-    }
-
-    pub(super) fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
-        let Some(mut session) = self.sessions.remove(key) else { return };
-        self.timers.clear(key.slot);
-        self.dials.remove(session.dial);
-        #[cfg(feature = "shadowsocks")]
-        if let Some(sealed) = self.sealed.remove(session.sealed) {
-            sealed.release(cx.pool);
-        }
-        session.near.release(cx.pool, cx.pipes);
-        session.far.release(cx.pool, cx.pipes);
-        if let Some(name) = session.name.take() {
-            cx.names.remove(name);
-        }
-        session.leave(cx);
-        if session.via != session.outbound && session.via != NO_WAY {
-            let via = cx.outbounds.get_mut(session.via);
-            via.bytes_up += session.far.sent;
-            via.bytes_down += session.near.sent;
-        }
-        let outbound = cx.outbounds.get_mut(session.outbound);
-        outbound.sessions -= 1;
-        outbound.bytes_up += session.far.sent;
-        outbound.bytes_down += session.near.sent;
-        let client = session.client.address().ip();
-        cx.stats.clients.end(client, session.far.sent, session.near.sent, cx.now.0);
-        log::debug!(
-            "tcp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {} s",
-            session.client,
-            session.orig_dst,
-            outbound.name,
-            By(session.rule),
-            session.far.sent,
-            session.near.sent,
-            Seconds(cx.now.since(session.started)),
-        );
     }
 }
 

@@ -2,38 +2,38 @@
 
 use super::association;
 use super::destinations::{Decision, Destinations};
-use super::dial::{Dial, Failure};
-use super::fixed;
+use super::dial::Dial;
 use super::loops::Loops;
-use super::mapping::{Mapping, Source, Stage, open_outside, unsent};
-use super::outbound::{Chosen, Outbound, Tried, Way};
+use super::mapping::{Mapping, Source, Stage, unsent};
+use super::outbound::{Chosen, Tried, Way};
 #[cfg(feature = "quic")]
 use super::quic::{Looked, Sniffs};
 use super::reply::Replies;
 #[cfg(feature = "shadowsocks")]
 use super::sealed_udp::SealedUdp;
 use super::tcp::View;
-use super::{CloseReason, Cx, Owner, Readiness, Seconds, Side};
+use super::{Cx, Readiness, Side};
 use crate::config::Target;
-use crate::policy::{By, Flow, Proto};
+use crate::policy::{Flow, Proto};
 #[cfg(feature = "quic")]
 use crate::proto::sniff::Name;
 use crate::stats::Drop;
-use crate::stats::events::Kind;
 use crate::store::endpoint::{Endpoint, keyed_hash};
 use crate::store::index::Index;
 use crate::store::lru::Lru;
 use crate::store::names::NameSlot;
 use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
-use crate::sys;
 use crate::sys::dgram::queue::SendQueue;
 use crate::sys::dgram::{ReceiveBatch, SLOTS};
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
+
+mod ending;
+mod reach;
 
 /// A flow that is not decided: client, original destination, number of the device where a rule asks for it.
 pub(super) type Unknown = (SocketAddr, SocketAddr, Option<u32>);
@@ -238,144 +238,6 @@ impl Udp {
         decision
     }
 
-    /// The mapping of `client` at `outbound`, made if there is none; `None` if it got no socket.
-    fn mapping(
-        &mut self,
-        (client, orig_dst, name): (SocketAddr, SocketAddr, Option<&str>),
-        outbound: u16,
-        rule: Option<u16>,
-        cx: &mut Cx<'_>,
-    ) -> Option<Key> {
-        let endpoint = Endpoint::from(client);
-        // a fixed server's answers must tell which destination they stand for
-        let single = cx.outbounds.is_single(outbound);
-        let only = single.then(|| Endpoint::from(orig_dst));
-        let hash = self.hash(endpoint, outbound, only);
-        let is_it = |slot| {
-            let mapping = self.mappings.key_at(slot).and_then(|key| self.mappings.get(key));
-            mapping.is_some_and(|mapping| {
-                let same = mapping.client == endpoint && mapping.outbound == outbound && mapping.single == single;
-                same && only.is_none_or(|orig_dst| mapping.orig_dst == orig_dst)
-            })
-        };
-        if let Some(key) = self.index.find(hash, is_it).and_then(|slot| self.mappings.key_at(slot)) {
-            return Some(key);
-        }
-        if self.mappings.is_full()
-            && let Some(oldest) = self.lru.oldest().and_then(|slot| self.mappings.key_at(slot))
-        {
-            cx.stats.udp.evicted += 1;
-            if cx.stats.events.push_seldom(Kind::TableFull, "udp", "the longest idle mapping makes room") {
-                let capacity = self.mappings.capacity();
-                log::warn!(
-                    "the table of UDP mappings is full: the longest idle of {capacity} makes room for the newest"
-                );
-            }
-            self.close(oldest, CloseReason::Evicted, cx);
-        }
-        let mapping = Mapping {
-            client: endpoint,
-            orig_dst: orig_dst.into(),
-            socket: None,
-            control: None,
-            dial: Key::NONE,
-            waiting: None,
-            waiting_count: 0,
-            stage: Stage::Resolving,
-            only_dns: true,
-            queued: false,
-            outbound,
-            via: outbound,
-            single,
-            listener: cx.listener,
-            rule,
-            name: name.and_then(|name| cx.names.insert(name)),
-            started: cx.now,
-            active: cx.now,
-            bytes_up: 0,
-            bytes_down: 0,
-        };
-        let key = self.mappings.insert(mapping).ok()?;
-        cx.stats.udp.total += 1;
-        cx.stats.clients.begin(client.ip(), cx.now.0);
-        cx.outbounds.get_mut(outbound).sessions += 1;
-        self.index.insert(hash, key.slot);
-        self.lru.touch(key.slot);
-        self.choose(key, &Tried::new(), cx);
-        self.mappings.get(key).map(|_| key)
-    }
-
-    /// Chooses the way of a mapping, and starts to open it; false if there is none but for those in `tried`.
-    pub(super) fn choose(&mut self, key: Key, tried: &Tried, cx: &mut Cx<'_>) -> bool {
-        let Some(mapping) = self.mappings.get_mut(key) else { return true };
-        let chosen = cx.outbounds.choose(mapping.outbound, Proto::Udp, tried, cx.resolver, cx.now);
-        let Chosen::Via(via) = chosen else { return false };
-        mapping.leave(cx);
-        mapping.via = via;
-        #[cfg(feature = "shadowsocks")]
-        self.sealed.end(key.slot);
-        if via != mapping.outbound {
-            cx.outbounds.get_mut(via).sessions += 1;
-        }
-        self.reach(key, cx);
-        true
-    }
-
-    /// Starts to open the way out of a mapping that has none yet. It may be closed afterwards.
-    pub(super) fn reach(&mut self, key: Key, cx: &mut Cx<'_>) {
-        let Some(mapping) = self.mappings.get(key) else { return };
-        match cx.outbounds.get(mapping.via).way {
-            Way::Direct => self.reach_by(key, cx, |outbound, cx, mapping| {
-                open_outside(mapping.client.address(), Owner::Udp(key, Side::Near), outbound, cx)
-            }),
-            Way::Forward { .. } => fixed::reach(self, key, cx),
-            #[cfg(feature = "shadowsocks")]
-            Way::Shadowsocks { .. } => fixed::reach(self, key, cx),
-            // HTTP never gets here: `udp_outbound` has taken its place when the flow was decided
-            Way::Http { .. } | Way::Group { .. } | Way::Socks5 { .. } => association::dial(self, key, 0, cx),
-        }
-    }
-
-    /// Makes the mapping ready with the socket that `open` gives. Where descriptors have run out, the longest idle mapping
-    /// gives one up.
-    pub(super) fn reach_by(
-        &mut self,
-        key: Key,
-        cx: &mut Cx<'_>,
-        open: impl Fn(&Outbound, &Cx<'_>, &Mapping) -> io::Result<OwnedFd>,
-    ) {
-        let Some(mapping) = self.mappings.get(key) else { return };
-        let mut opened = open(cx.outbounds.get(mapping.via), cx, mapping);
-        if matches!(&opened, Err(e) if sys::out_of_resources(e))
-            && let Some(oldest) = self.lru.oldest().filter(|slot| *slot != key.slot)
-            && let Some(oldest) = self.mappings.key_at(oldest)
-        {
-            cx.stats.udp.evicted += 1;
-            self.close(oldest, CloseReason::Evicted, cx);
-            let Some(mapping) = self.mappings.get(key) else { return };
-            opened = open(cx.outbounds.get(mapping.via), cx, mapping);
-        }
-        let Some(mapping) = self.mappings.get_mut(key) else { return };
-        match opened {
-            Ok(fd) => {
-                let timeout = cx.outbounds.get(mapping.via).udp_timeout.min(DNS_TIMEOUT);
-                self.timers.set(key.slot, cx.now.after(timeout));
-                mapping.socket = Some(fd);
-                mapping.stage = Stage::Ready;
-                self.dials.remove(mapping.dial);
-                mapping.dial = Key::NONE;
-            }
-            Err(e) if cx.outbounds.get(mapping.via).server().is_some() && !sys::out_of_resources(&e) => {
-                association::fail(self, key, None, &Failure::Call("connect", e), cx);
-            }
-            Err(e) => {
-                cx.stats.drop(Drop::NoDescriptor);
-                cx.stats.udp.refused += 1;
-                self.close(key, CloseReason::ServerFailed(e), cx);
-            }
-        }
-    }
-
     /// Of a mapping: client and outbound and, where each destination has a mapping of its own, the destination.
     fn hash(&self, client: Endpoint, outbound: u16, orig_dst: Option<Endpoint>) -> u64 {
         let [a, b, port] = client.words();
@@ -528,51 +390,6 @@ impl Udp {
         self.timers.next()
     }
 
-    /// Ends what has passed its deadline.
-    pub fn expire(&mut self, cx: &mut Cx<'_>) {
-        while let Some(slot) = self.timers.expired(cx.now) {
-            let Some(key) = self.mappings.key_at(slot) else { continue };
-            let Some(mapping) = self.mappings.get(key) else { continue };
-            let timeout = cx.outbounds.get(mapping.via).udp_timeout;
-            let timeout = if mapping.only_dns { timeout.min(DNS_TIMEOUT) } else { timeout };
-            match mapping.stage {
-                Stage::Ready => {
-                    let until = mapping.active.after(timeout);
-                    if cx.now.reached(until) {
-                        self.close(key, CloseReason::Idle, cx);
-                    } else {
-                        self.timers.set(slot, until);
-                    }
-                }
-                Stage::Failed => self.close(key, CloseReason::DialFailed, cx),
-                Stage::Resolving | Stage::Dialling => association::timed_out(self, key, cx),
-            }
-        }
-    }
-
-    /// Ends all mappings.
-    pub fn close_all(&mut self, cx: &mut Cx<'_>) {
-        self.end(|_| true, || CloseReason::Stopping, cx);
-    }
-
-    /// Ends the mappings that `which` picks; returns how many.
-    pub fn kick(&mut self, which: impl Fn(&View) -> bool, cx: &mut Cx<'_>) -> usize {
-        self.end(which, || CloseReason::Kicked, cx)
-    }
-
-    /// Ends the mappings that `which` picks, for this reason; returns how many.
-    pub fn end(&mut self, which: impl Fn(&View) -> bool, reason: impl Fn() -> CloseReason, cx: &mut Cx<'_>) -> usize {
-        let mut count = 0;
-        for slot in 0..self.mappings.touched() {
-            let Some(key) = self.mappings.key_at(slot) else { continue };
-            if self.mappings.get(key).is_some_and(|mapping| which(&mapping.view(key))) {
-                self.close(key, reason(), cx);
-                count += 1;
-            }
-        }
-        count
-    }
-
     /// All mappings, for `sessions` and `status`.
     pub fn views(&self) -> impl Iterator<Item = View> {
         self.mappings.iter().map(|(key, mapping)| mapping.view(key))
@@ -592,42 +409,5 @@ impl Udp {
     /// A bound for walks by [`Self::view_at`], so that one can be put down and taken up again.
     pub fn slots(&self) -> u16 {
         self.mappings.touched()
-    }
-
-    pub(super) fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
-        let Some(mut mapping) = self.mappings.remove(key) else { return };
-        let only = mapping.single.then_some(mapping.orig_dst);
-        self.index.remove(self.hash(mapping.client, mapping.outbound, only), key.slot);
-        self.lru.remove(key.slot);
-        self.timers.clear(key.slot);
-        self.dials.remove(mapping.dial);
-        #[cfg(feature = "shadowsocks")]
-        self.sealed.end(key.slot);
-        association::forget_waiting(&mut mapping, cx);
-        mapping.leave(cx);
-        if mapping.via != mapping.outbound {
-            let via = cx.outbounds.get_mut(mapping.via);
-            via.bytes_up += mapping.bytes_up;
-            via.bytes_down += mapping.bytes_down;
-        }
-        if let Some(name) = mapping.name.take() {
-            cx.names.remove(name);
-        }
-        let outbound = cx.outbounds.get_mut(mapping.outbound);
-        outbound.sessions -= 1;
-        outbound.bytes_up += mapping.bytes_up;
-        outbound.bytes_down += mapping.bytes_down;
-        let client = mapping.client.address().ip();
-        cx.stats.clients.end(client, mapping.bytes_up, mapping.bytes_down, cx.now.0);
-        log::debug!(
-            "udp {} -> {} via '{}' {}: {reason}, up {} bytes, down {} bytes, {} s",
-            mapping.client,
-            mapping.orig_dst,
-            outbound.name,
-            By(mapping.rule),
-            mapping.bytes_up,
-            mapping.bytes_down,
-            Seconds(cx.now.since(mapping.started)),
-        );
     }
 }
