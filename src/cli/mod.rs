@@ -6,6 +6,7 @@ mod explain;
 mod machine;
 mod probe;
 mod sessions;
+mod sets;
 mod status;
 mod tree;
 mod units;
@@ -43,6 +44,7 @@ enum Command {
     Reload(ask::Reload),
     Explain(explain::Explain),
     Events(ask::Events),
+    Sets(sets::Sets),
 }
 
 /// Run in the foreground. Rules and policy routes are installed once the sockets listen, and removed on SIGTERM; SIGHUP
@@ -114,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Reload(reload) => reload.run(),
         Command::Explain(explain) => explain.run(),
         Command::Events(events) => events.run(),
+        Command::Sets(sets) => sets.run(),
     };
     match done {
         Ok(()) | Err(Failure::NobodyReads) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! Reads the configuration and its list files from the file system, or the configuration from standard input.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::report::Report;
@@ -26,13 +26,25 @@ pub fn this_machine() -> Env {
 /// # Errors
 /// Everything that is wrong in it, or why it can't be read.
 pub fn load_for(path: &Path, env: &Env) -> Result<Config, Errors> {
+    load_with(path, env, &mut |path| Ok(Box::new(BufReader::new(File::open(path)?))))
+}
+
+/// As [`load_for`], with list files as `open` opens them.
+///
+/// # Errors
+/// Everything that is wrong in it, or why it can't be read.
+pub fn load_with(
+    path: &Path,
+    env: &Env,
+    open: &mut dyn FnMut(&Path) -> io::Result<Box<dyn BufRead>>,
+) -> Result<Config, Errors> {
     let (name, bytes) = if path == Path::new("-") {
         ("(standard input)".to_owned(), read(io::stdin().lock()))
     } else {
         (path.display().to_string(), File::open(path).and_then(read))
     };
     match bytes {
-        Ok(bytes) => parse(&name, &bytes, env, &mut |path| Ok(Box::new(BufReader::new(File::open(path)?)))),
+        Ok(bytes) => parse(&name, &bytes, env, open),
         Err(why) => Err(Errors::whole_file(&name, format!("cannot read it: {why}"))),
     }
 }

@@ -15,6 +15,7 @@ mod build;
 mod check;
 mod cross;
 pub mod domains;
+pub mod lists;
 pub mod load;
 pub mod model;
 pub mod nets;

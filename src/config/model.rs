@@ -308,6 +308,19 @@ pub struct Set {
     pub entries: Entries,
     /// A list file was missing or the set is empty: a rule that says `!@name` is inactive.
     pub incomplete: bool,
+    /// Where its list comes from.
+    pub source: Source,
+}
+
+/// Where the list of a set comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Source {
+    /// The first `loadfile`: what `update-sets` replaces. With `url` and no `loadfile` a file of the set's own.
+    pub file: Option<PathBuf>,
+    /// `option url`.
+    pub url: Option<String>,
+    /// `option update_interval`.
+    pub update_interval: Duration,
 }
 
 /// What is in a set. Shared between a configuration, its copies, and who looks up in it.

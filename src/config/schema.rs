@@ -213,8 +213,8 @@ const SET: &[Opt] = &[
     opt("entry", Kind::Entry, "", "a network or domain").many(),
     opt("loadfile", Kind::Path, "", "files with one entry per line").many(),
     opt("strict", Kind::Flag, "1", "0: a bad line is reported and skipped"),
-    opt("url", Kind::Url, "", "where `update-sets` gets it from").later(),
-    opt("update_interval", millis(60 * SECOND, 365 * DAY), "1d", "time between two updates").later(),
+    opt("url", Kind::Url, "", "where `update-sets` gets it from"),
+    opt("update_interval", millis(60 * SECOND, 365 * DAY), "1d", "time between two updates"),
 ];
 
 const RULE: &[Opt] = &[

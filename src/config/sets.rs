@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Env;
 use super::address::ip_range;
 use super::check::Checked;
 use super::domains::{Collected, DomainSet};
-use super::model::{Entries, Set};
+use super::model::{Entries, Set, Source};
 use super::nets::NetSet;
 use super::report::Report;
 use super::set_line::domains as domains_of;
@@ -124,12 +124,19 @@ fn build_one(section: &Checked<'_>, budget: &mut Budget, open: &mut Open<'_>, re
             Err(wrong) => report.warn(line, format!("{}: entry {wrong}; skipped", section.title)),
         }
     }
-    for (line, path) in section.texts("loadfile") {
-        let mut file = ListFile { path: &path, at: line, strict, bad: 0, entries: 0 };
-        let fits = open(Path::new(&path)).and_then(|mut lines| file.read(&mut *lines, &mut reading, budget, report));
+    let mut files: Vec<(u32, String)> = section.texts("loadfile");
+    let url = section.text("url");
+    if files.is_empty() && url.is_some() {
+        files.push((section.line_of("url"), format!("{LISTS}/{}.list", section.name())));
+    }
+    for (line, path) in &files {
+        let (line, path) = (*line, path.as_str());
+        let mut file = ListFile { path, at: line, strict, bad: 0, entries: 0 };
+        let fits = open(Path::new(path)).and_then(|mut lines| file.read(&mut *lines, &mut reading, budget, report));
         match fits {
             Err(why) => {
-                report.warn(line, format!("{}: cannot read {path}: {why}; it counts as empty", section.title));
+                let fetch = if url.is_some() { "; update-sets fetches it" } else { "" };
+                report.warn(line, format!("{}: cannot read {path}: {why}; it counts as empty{fetch}", section.title));
                 incomplete = true;
             }
             Ok(false) => {
@@ -152,7 +159,9 @@ fn build_one(section: &Checked<'_>, budget: &mut Budget, open: &mut Open<'_>, re
     }
     budget.left = budget.left.saturating_sub(entries.memory());
     let (name, label) = (section.name().to_owned(), section.text("label"));
-    Set { name, label, line: section.line, entries, incomplete }
+    let file = files.first().map(|(_, path)| PathBuf::from(path));
+    let source = Source { file, url, update_interval: section.time("update_interval").unwrap_or_default() };
+    Set { name, label, line: section.line, entries, incomplete, source }
 }
 
 struct ListFile<'p> {
@@ -217,6 +226,9 @@ fn read_line(lines: &mut dyn BufRead, buffer: &mut Vec<u8>) -> io::Result<bool> 
     }
     Ok(read > 0)
 }
+
+/// Where the lists lie that `update-sets` fetches, if no `loadfile` says otherwise. A system upgrade keeps what is there.
+const LISTS: &str = "/etc/tproxyd";
 
 /// Bytes of a line in a list file that are looked at; a comment may be longer.
 const LONGEST_LINE: u64 = 1024;

@@ -3,11 +3,12 @@
 
 use super::answer::{Next, Short};
 use super::request::VERSION;
-use super::subject::{Listener, Outbound, Problem, Rule, Subject};
+use super::subject::{Listener, Outbound, Problem, Rule, Set, Subject};
 use crate::proto::json::Writer;
 use crate::stats::events::unix_time;
 use crate::stats::{Drop, Table};
 use std::fmt;
+use std::path::Path;
 
 /// How far the answer is.
 pub(super) struct Status {
@@ -24,6 +25,7 @@ enum Part {
     Listeners,
     Outbounds,
     Rules,
+    Sets,
     Tables,
     Problems,
 }
@@ -67,6 +69,17 @@ impl Status {
             Part::Rules => match subject.rule(self.index) {
                 Some(one) => {
                     rule(&one, json)?;
+                    self.index += 1;
+                }
+                None => {
+                    json.end_array()?;
+                    list(json, "sets")?;
+                    self.go_to(Part::Sets);
+                }
+            },
+            Part::Sets => match subject.set(self.index) {
+                Some(one) => {
+                    set(&one, json)?;
                     self.index += 1;
                 }
                 None => {
@@ -153,6 +166,20 @@ fn rule(rule: &Rule<'_>, json: &mut Writer<'_>) -> fmt::Result {
     json.text_member("outbound", Short(rule.outbound))?;
     json.flag_member("active", rule.active)?;
     json.number_member("hits", rule.hits)?;
+    json.end_object()
+}
+
+fn set(set: &Set<'_>, json: &mut Writer<'_>) -> fmt::Result {
+    json.begin_object()?;
+    json.text_member("name", Short(set.name))?;
+    json.text_member("type", if set.domains { "domain" } else { "net" })?;
+    json.number_member("entries", set.entries as u64)?;
+    let file = set.file.map(Path::to_string_lossy);
+    json.optional_text_member("file", file.as_deref().map(Short))?;
+    json.optional_number_member("age_s", set.age.map(|age| age.as_secs()))?;
+    let update = set.update.as_ref();
+    json.optional_number_member("update_time", update.map(|update| update.time))?;
+    json.optional_text_member("update_error", update.and_then(|update| update.error.as_deref()))?;
     json.end_object()
 }
 

@@ -1,6 +1,7 @@
 //! What the control socket shows and changes, as the loop offers it. Nothing here knows sessions from inside.
 
 use crate::config::Mac;
+use crate::config::lists::Note;
 use crate::error::Error;
 use crate::policy::explain::Step;
 use crate::policy::{Flow, Proto};
@@ -9,7 +10,7 @@ use crate::stats::events::Bounded;
 use crate::store::names::NameText;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Who answers for the running process.
@@ -45,6 +46,9 @@ pub trait Subject {
 
     /// The `n`th rule in order, from 0, inactive ones counted.
     fn rule(&self, n: usize) -> Option<Rule<'_>>;
+
+    /// The `n`th set in file order, from 0. Costs a look at its file.
+    fn set(&self, n: usize) -> Option<Set<'_>>;
 
     /// All outbounds, with what their live sessions have moved so far. Costs a walk over all sessions.
     fn outbounds(&self) -> Vec<Outbound>;
@@ -232,6 +236,23 @@ pub struct Rule<'s> {
     pub active: bool,
     /// Flows that it decided.
     pub hits: u64,
+}
+
+/// A set.
+#[derive(Debug, Clone)]
+pub struct Set<'s> {
+    /// Section name.
+    pub name: &'s str,
+    /// It has domains, not networks.
+    pub domains: bool,
+    /// Networks that touch are one.
+    pub entries: usize,
+    /// Its list file.
+    pub file: Option<&'s Path>,
+    /// How old that is; `None`: there is none.
+    pub age: Option<Duration>,
+    /// What `update-sets` has noted last.
+    pub update: Option<Note>,
 }
 
 /// A way out.

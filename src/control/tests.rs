@@ -1,6 +1,7 @@
 use super::outlet::STALL;
 use super::seat::RELOAD_MAX;
 use super::*;
+use crate::config::lists::Note;
 use crate::policy::Proto;
 use crate::stats::events::Kind;
 use crate::stats::{Drop as Reason, Stats};
@@ -8,7 +9,7 @@ use std::cell::Cell;
 use std::io::{BufRead, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A process in whose tables every second place is taken.
@@ -81,6 +82,12 @@ impl Subject for Fake {
     fn rule(&self, n: usize) -> Option<Rule<'_>> {
         let rule = Rule { number: n as u32, name: Some(&self.name), outbound: &self.name, active: n == 0, hits: 4 };
         (n < 100).then_some(rule)
+    }
+
+    fn set(&self, n: usize) -> Option<Set<'_>> {
+        let update = Some(Note { time: 1_800_000_002, error: Some("no answer".into()) });
+        let (file, age) = (Some(Path::new("/etc/tproxyd/hk.list")), Some(Duration::from_secs(9)));
+        (n < 2).then_some(Set { name: &self.name, domains: n == 1, entries: 7, file, age, update })
     }
 
     fn outbounds(&self) -> Vec<Outbound> {

@@ -2,10 +2,10 @@
 
 use super::{Engine, number};
 use crate::budget::{self, Tables};
-use crate::config::{OutboundKind, Target};
+use crate::config::{Entries, OutboundKind, Target, lists};
 use crate::control::{
-    Asked, ClientRow, Clients, Explained, Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, State,
-    Subject, Totals, Way,
+    Asked, ClientRow, Clients, Explained, Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, Set,
+    State, Subject, Totals, Way,
 };
 use crate::error::Error;
 use crate::log_sink;
@@ -16,11 +16,13 @@ use crate::session::tcp::View;
 use crate::session::{Owner, outbound};
 use crate::stats::Stats;
 use crate::stats::clients::Sums;
+use crate::stats::events::unix_time;
 use crate::store::names::NameSlot;
 use crate::sys::{memory, process};
 use mio::Interest;
 use mio::unix::SourceFd;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 impl Subject for Engine {
     fn watch_client(&self, fd: RawFd, n: usize) -> Result<(), Error> {
@@ -127,6 +129,21 @@ impl Subject for Engine {
         let by_kernel = self.kernel_hits.borrow().iter().find(|(number, _)| *number == rule.number).map(|(_, n)| *n);
         let hits = by_process + by_kernel.unwrap_or(0);
         Some(Rule { number: rule.number, name: rule.name.as_deref(), outbound, active: found.is_some(), hits })
+    }
+
+    fn set(&self, n: usize) -> Option<Set<'_>> {
+        let set = self.config.sets.get(n)?;
+        let (nets, domains) = (set.entries.nets().len(), set.entries.domains().len());
+        let file = set.source.file.as_deref();
+        let age = |time: u64| Duration::from_secs(unix_time().saturating_sub(time));
+        Some(Set {
+            name: &set.name,
+            domains: matches!(set.entries, Entries::Domains(_)),
+            entries: nets + domains,
+            file,
+            age: file.and_then(lists::modified).map(age),
+            update: lists::Note::read(&lists::note_path(&self.config.globals.control, &set.name)),
+        })
     }
 
     fn outbounds(&self) -> Vec<Outbound> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{AddressMatch, DomainMatch, Entries, IpRange, PortRange};
+use crate::config::{AddressMatch, DomainMatch, Entries, IpRange, PortRange, Source};
 use std::sync::Arc;
 
 fn range(text: &str) -> IpRange {
@@ -83,7 +83,7 @@ fn a_kind_with_only_negated_values_matches_the_rest_of_both_families() {
     rule.dest_ip.not.push(AddressMatch::Set(0));
     let nets = [range("10.0.0.0-10.255.255.255"), range("2001:db8::-2001:db8::ffff")].into_iter().collect();
     let entries = Entries::Nets(Arc::new(nets));
-    let set = Set { name: "s".into(), label: None, line: 1, entries, incomplete: false };
+    let set = Set { name: "s".into(), label: None, line: 1, entries, incomplete: false, source: Source::default() };
     let policy = policy_with_sets(vec![rule], &[set], Target::Direct);
     assert_eq!(policy.decide(&tcp_to("10.2.0.1:1")).target, Target::Direct);
     assert_eq!(policy.decide(&tcp_to("[2001:db8::5]:1")).target, Target::Direct);
@@ -197,7 +197,14 @@ fn match_cost_does_not_grow_with_the_set() {
         });
         let names: Vec<String> = (0..count).map(|n| format!("host-{n}.example")).collect();
         let domains = names.iter().map(|name| (name.as_str(), false)).collect();
-        let set = |entries| Set { name: "s".into(), label: None, line: 1, entries, incomplete: false };
+        let set = |entries| Set {
+            name: "s".into(),
+            label: None,
+            line: 1,
+            entries,
+            incomplete: false,
+            source: Source::default(),
+        };
         let sets = [set(Entries::Nets(Arc::new(nets.collect()))), set(Entries::Domains(Arc::new(domains)))];
         let (mut by_net, mut by_name) = (any_rule(0, Target::Drop), any_rule(0, Target::Drop));
         by_net.dest_ip.plain.push(AddressMatch::Set(0));

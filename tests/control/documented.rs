@@ -85,6 +85,7 @@ fn the_status_is_what_the_readme_says_field_by_field() {
     let daemon = Daemon::start_in(
         ns.clone(),
         "config outbound 'hk'\n\toption type 'socks5'\n\toption server '127.0.0.1'\n\toption port '9'\n\
+         config set 'near'\n\tlist entry '192.0.2.0/24'\n\
          config rule\n\tlist dest_port '80'\n\toption outbound 'hk'\n",
     );
     // nobody listens at port 9: an error, and a problem

@@ -49,3 +49,4 @@ mod shadowsocks;
 mod tcp;
 mod told;
 mod udp;
+mod updates;

@@ -250,6 +250,25 @@ test('a preset asks for what it needs, and writes plain UCI', "config globals 'g
     return page;
 });
 
+test('the country of a preset is fetched, and its list is shown with entries and age', "config globals 'globals'\n\toption enabled '0'\n", async () => {
+    const page = await visit('overview');
+    await page.choose('[name="guide-way"]', 'socks5');
+    await page.type('[name="guide-server"]', '198.51.100.2');
+    await page.type('[name="guide-port"]', '1080');
+    await page.choose('[name="guide-preset"]', 'country');
+    await page.type('[name="guide-list"]', 'http://203.0.113.10/country');
+    await page.click('#tproxyd-enable');
+    await until(status, 'the daemon to run');
+    equal(status().sets[0].entries, 0, 'entries before');
+    await go(page, 'sets');
+    await page.press('Update now');
+    await page.untilSays('fetched, 2 lines');
+    equal(status().sets[0].entries, 2, 'entries after');
+    await page.until(`document.querySelector('#tproxyd-loaded-country').innerText === '2'`, 'its entries');
+    equal(await get('203.0.113.200'), 'hello ::ffff:192.168.1.2', 'direct, as the list says');
+    return page;
+});
+
 test('sessions are paged by the daemon, and one is ended', LISTENER, async () => {
     const held = await hold(60);
     const page = await visit('sessions');

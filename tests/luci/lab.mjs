@@ -62,7 +62,7 @@ export async function until(ask, what) {
 
 export function serve() {
     const source = `require('http').createServer((request, response) => request.url === '/hold' ? response.write('…')
-        : response.end(request.url === '/blob' ? Buffer.alloc(400_000) : 'hello ' + request.socket.remoteAddress)).listen(80, () => console.log('ready'))`;
+        : response.end(request.url === '/blob' ? Buffer.alloc(400_000) : request.url === '/country' ? '203.0.113.200/29\\n192.0.2.0/24\\n' : 'hello ' + request.socket.remoteAddress)).listen(80, () => console.log('ready'))`;
     const [program, words] = inNamespace('server', 'node', '-e', source);
     const server = spawn(program, words, { stdio: ['ignore', 'pipe', 'inherit'] });
     return new Promise((done) => server.stdout.once('data', () => done(server)));

@@ -20,6 +20,7 @@ const HERE = dirname(fileURLToPath(import.meta.url));
 const TREE = join(HERE, '../..');
 const APP = join(TREE, 'openwrt/luci-app-tproxyd');
 const PROGRAM = process.env.TPROXYD;
+const UPDATE_SETS = '/usr/libexec/tproxyd/update-sets';
 const LOG = `${CONFIG}.log`;
 const BOOT = `${CONFIG}.boot`;
 
@@ -68,6 +69,11 @@ function words(given) {
 
 function run(given) {
     return spawnSync(PROGRAM, words(given), { encoding: 'utf8', timeout: 60_000 });
+}
+
+// The page names the router's configuration, which lies elsewhere here.
+function update() {
+    return spawnSync('/bin/sh', [join(TREE, 'files/update-sets'), '--config', CONFIG], { encoding: 'utf8', timeout: 60_000, env: { ...process.env, TMPDIR: dirname(CONFIG) } });
 }
 
 async function follow() {
@@ -129,7 +135,7 @@ function exec(command, params) {
         return { code: params[0] === 'enabled' && !existsSync(BOOT) ? 1 : 0 };
     }
     if (command === '/sbin/logread') return { code: 0, stdout: existsSync(LOG) ? readFileSync(LOG, 'utf8').slice(-20_000) : '' };
-    const { status, stdout, stderr } = run(params);
+    const { status, stdout, stderr } = command === UPDATE_SETS ? update() : run(params);
     return { code: status, stdout, stderr };
 }
 

@@ -54,3 +54,19 @@ fn with_everything_set_only_what_this_build_lacks_and_what_belongs_elsewhere_is_
         assert!(error.contains("is not in this build") || error.contains("belongs to"), "{error}");
     }
 }
+
+#[test]
+fn a_set_with_a_url_has_a_list_of_its_own_unless_a_loadfile_says_otherwise() {
+    for (more, wanted) in [("", "/etc/tproxyd/s.list"), ("list loadfile '/a'\n\tlist loadfile '/b'\n", "/a")] {
+        let text =
+            format!("config set 's'\n\toption url 'https://a.example/l'\n\toption update_interval '6h'\n\t{more}");
+        let mut opened = Vec::new();
+        let config = parse("f", text.as_bytes(), &ROUTER, &mut |path| {
+            opened.push(path.display().to_string());
+            Ok(Box::new(Cursor::new("192.0.2.1\n")))
+        });
+        let set = &config.expect("it is good").sets[0];
+        assert_eq!(set.source.file.as_deref(), Some(Path::new(wanted)));
+        assert_eq!((opened[0].as_str(), set.source.update_interval.as_secs()), (wanted, 21_600));
+    }
+}

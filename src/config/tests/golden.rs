@@ -52,7 +52,6 @@ fn what_a_later_build_has_is_refused_by_name() {
         ("globals", "option client_sessions 100", "globals client_sessions '100'"),
         ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
         ("socks5", "option spare 2", "outbound spare '2'"),
-        ("set", "option url https://a.example/", "set url 'https://a.example/'"),
         ("rule", "option start_time 21:30", "rule start_time '21:30'"),
         ("rule", "option weekdays 'Mon Tue'", "rule weekdays 'Mon Tue'"),
         ("rule", "option rate 10M", "rule rate '10M'"),

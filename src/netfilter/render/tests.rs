@@ -112,6 +112,7 @@ fn narrowed() -> Config {
         line: 1,
         entries: nets([range("10.0.0.0", "10.0.0.255"), range("10.9.0.1", "10.9.0.7"), range("fd09::", "fd09::ff")]),
         incomplete: false,
+        source: Source::default(),
     });
     cfg
 }
@@ -238,7 +239,14 @@ fn a_large_set_is_loaded_in_many_lines() {
         let address = std::net::Ipv4Addr::from_bits(0x0b00_0000 + i * 4);
         IpRange { first: address.into(), last: address.into() }
     });
-    cfg.sets.push(Set { name: "many".into(), label: None, line: 1, entries: nets(ranges), incomplete: false });
+    cfg.sets.push(Set {
+        name: "many".into(),
+        label: None,
+        line: 1,
+        entries: nets(ranges),
+        incomplete: false,
+        source: Source::default(),
+    });
     let text = render(&cfg, &facts(&cfg));
     assert!(text.lines().all(|line| line.len() < 8192));
 }
@@ -280,7 +288,7 @@ fn ruled() -> Config {
     cfg.globals.kernel_set_max = 2;
     let set = |name: &str, ranges: &[IpRange]| {
         let entries = nets(ranges.iter().copied());
-        Set { name: name.into(), label: None, line: 1, entries, incomplete: false }
+        Set { name: name.into(), label: None, line: 1, entries, incomplete: false, source: Source::default() }
     };
     let few = [range("10.0.0.0", "10.0.0.255"), range("fd09::", "fd09::ff")];
     let many = [range("10.0.0.1", "10.0.0.1"), range("10.0.0.3", "10.0.0.3"), range("10.0.0.5", "10.0.0.5")];

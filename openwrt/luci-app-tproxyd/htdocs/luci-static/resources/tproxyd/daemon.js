@@ -12,6 +12,8 @@
 
 const PROGRAM = '/usr/sbin/tproxyd';
 const SERVICE = '/etc/init.d/tproxyd';
+const CONFIG = '/etc/config/tproxyd';
+const UPDATE_SETS = '/usr/libexec/tproxyd/update-sets';
 
 // The configuration as it is in the browser, put there by the method `validate`.
 const CANDIDATE = '/var/run/tproxyd.candidate';
@@ -147,7 +149,7 @@ return baseclass.extend({
 	checkDraft: (sections) => callValidate(model.exportText(sections).text)
 		.then(() => findings([ '--config', CANDIDATE ])),
 
-	updateSets: () => run(PROGRAM, [ 'update-sets' ]),
+	updateSets: () => run(UPDATE_SETS, [ '--config', CONFIG ]),
 	log: () => run('/sbin/logread', [ '-e', 'tproxyd' ]),
 
 	startsAtBoot: () => run(SERVICE, [ 'enabled' ]).then((result) => (result.code < 0) ? null : result.code === 0),

@@ -13,6 +13,7 @@ function showStatus(status) {
 
 		fields.fill('loaded', section['.name'], (loaded?.entries == null) ? '–' : String(loaded.entries));
 		fields.fill('age', section['.name'], (loaded?.age_s == null) ? '–' : model.duration(loaded.age_s));
+		fields.fill('trouble', section['.name'], loaded?.update_error ?? '');
 	}
 }
 
@@ -21,7 +22,7 @@ function updateNow(place) {
 
 	return daemon.updateSets().then((result) => parts.replace(place,
 		parts.badge(result.code === 0 ? 'ok' : 'fail', result.code === 0 ? _('done') : _('failed')), ' ',
-		(result.error || result.text).trim()));
+		E('span', { 'style': 'white-space: pre-line' }, [ (result.error || result.text).trim() ])));
 }
 
 return view.extend({
@@ -59,6 +60,7 @@ return view.extend({
 		fields.shown(section, 'source', _('From'), (set) => set.url ?? model.values(set.loadfile).join(', '));
 		fields.shown(section, 'loaded', _('Entries'), () => '…');
 		fields.shown(section, 'age', _('Age'), () => '…');
+		fields.shown(section, 'trouble', _('Last update'), () => '');
 
 		fields.add(section, 'general', form.Value, 'label', _('Name for people'));
 		const type = fields.add(section, 'general', form.ListValue, 'type', _('Type'), null, { default: 'net' });
