@@ -35,8 +35,8 @@ pub struct End {
     shut: bool,
     /// `TCP_NODELAY` is set.
     nodelay: bool,
-    /// What may wait unsent is limited.
-    limited: bool,
+    /// What may wait unsent in it.
+    unsent: Unsent,
     /// Bytes that it did not take yet.
     held: Option<Chunk>,
     /// Its bytes come through this pipe.
@@ -47,6 +47,18 @@ pub struct End {
     turning: u8,
     /// Bytes that were written to it.
     pub sent: u64,
+}
+
+/// What an end's socket may hold of bytes that have not been sent once.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Unsent {
+    /// As much as the kernel lets it, until it has much to send.
+    #[default]
+    Free,
+    /// [`UNSENT_MAX`].
+    Limited,
+    /// As much as the kernel lets it: the peer has taken [`FLOWING`] bytes.
+    Lifted,
 }
 
 /// Why a pump stopped.
@@ -72,7 +84,7 @@ const TURN: usize = 4 * CHUNK;
 impl End {
     /// An end that was accepted, and inherited its options from the listener.
     pub fn accepted(fd: OwnedFd) -> End {
-        End { fd: Some(fd), nodelay: true, limited: true, ..End::default() }
+        End { fd: Some(fd), nodelay: true, unsent: Unsent::Limited, ..End::default() }
     }
 
     /// Becomes one that is being connected, with no options set yet. What it was to get before everything else, it still is.
@@ -322,6 +334,10 @@ fn drain_pipe(sink: &mut End, to: BorrowedFd<'_>) -> Option<Pause> {
             Ok(n) => {
                 sink.piped -= (n as u32).min(sink.piped);
                 sink.sent += n as u64;
+                if sink.unsent == Unsent::Limited && sink.sent >= FLOWING {
+                    sink.unsent = Unsent::Lifted;
+                    lift_unsent_limit(to);
+                }
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => sink.writable = false,
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -397,9 +413,20 @@ pub fn limit_unsent_or_warn(fd: BorrowedFd<'_>) {
 
 /// The same for a connection of ours once it has much to send: those that end sooner are spared the call.
 fn limit_unsent(sink: &mut End, to: BorrowedFd<'_>) {
-    if !sink.limited {
-        sink.limited = true;
+    if sink.unsent == Unsent::Free {
+        sink.unsent = Unsent::Limited;
         limit_unsent_or_warn(to);
+    }
+}
+
+/// Bytes that a peer must have taken before it may have as much waiting as the kernel lets it: bulk at full speed costs
+/// nearly twice the processor time while a limit makes it stop and start. More than what a peer's own kernel buffers for it
+/// (`tcp_rmem`, 6 MB by default), so whoever has taken this much does read.
+const FLOWING: u64 = 16 * 1024 * 1024;
+
+fn lift_unsent_limit(fd: BorrowedFd<'_>) {
+    if let Err(e) = sockopt::set_unsent_limit(fd, 0) {
+        log::debug!("cannot lift TCP_NOTSENT_LOWAT: {e}");
     }
 }
 
@@ -543,6 +570,34 @@ mod tests {
         sockopt::set_reset_on_close(lab.client.as_fd()).unwrap();
         drop(std::mem::replace(&mut lab.client, end_pair().0));
         assert!(matches!(lab.up(), Pause::SourceFailed(e) if e.kind() == ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn what_waits_unsent_is_limited_but_for_bulk_that_flows() {
+        let mut lab = lab(2 * CHUNK as u64);
+        // as one that was connected, which has no limit yet
+        lab.far.unsent = Unsent::Free;
+        let limit = |lab: &Lab| sockopt::unsent_limit(lab.far.borrow().unwrap()).unwrap();
+        let pass = |lab: &mut Lab| {
+            let mut sent = 0;
+            lab.client.set_nonblocking(true).unwrap();
+            for _ in 0..8 {
+                sent += lab.client.write(&[7; 40_000]).unwrap_or(0);
+                lab.near.note(READY);
+                let _ = lab.up();
+            }
+            lab.expect(&vec![7; sent]);
+        };
+        while limit(&lab) == 0 {
+            pass(&mut lab);
+            assert!(lab.far.sent < FLOWING / 8);
+        }
+        while lab.far.sent < FLOWING {
+            assert_eq!(limit(&lab), UNSENT_MAX);
+            pass(&mut lab);
+        }
+        pass(&mut lab);
+        assert_eq!(limit(&lab), 0);
     }
 
     #[test]

@@ -141,8 +141,20 @@ pub fn set_nodelay(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The socket takes no more while `bytes` wait in it that have not been sent once: `TCP_NOTSENT_LOWAT`, tcp(7). What is under
 /// way to the peer does not count, so a long way is filled as ever, while a peer that does not read costs little memory.
+/// 0: what `net.ipv4.tcp_notsent_lowat` says, by default no limit.
 pub fn set_unsent_limit(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     set_int(fd, libc::IPPROTO_TCP, TCP_NOTSENT_LOWAT, bytes as libc::c_int)
+}
+
+/// What [`set_unsent_limit`] has set, 0 where nothing has.
+#[cfg(test)]
+pub fn unsent_limit(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    let mut len = size_of_val(&bytes) as libc::socklen_t;
+    let (to, name) = (libc::IPPROTO_TCP, TCP_NOTSENT_LOWAT);
+    // SAFETY: `fd` is borrowed, so open; the kernel writes at most `len` bytes into `bytes`, which lives through the call.
+    cvt(unsafe { libc::getsockopt(fd.as_raw_fd(), to, name, (&raw mut bytes).cast(), &raw mut len) })?;
+    Ok(bytes as u32)
 }
 
 /// linux/tcp.h; libc does not have it for every target.
