@@ -11,6 +11,7 @@ use crate::session::{outbound, redirect, tcp, udp};
 use crate::stats::Stats;
 use crate::store::names::Names;
 use crate::store::pool::Pool;
+use crate::store::shares::Shares;
 use crate::sys::dgram::ReceiveBatch;
 
 /// Sizes of the tables. They are those of the start: a reload does not change them.
@@ -63,6 +64,7 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + Pool::memory_max(tables.buffers)
         + ReceiveBatch::MEMORY_MAX
         + Names::memory_max(tables.tcp + tables.udp)
+        + Shares::memory_max(tables.tcp + tables.udp)
         + Origins::MEMORY_MAX
         + Resolver::MEMORY_MAX
         + OUTBOUNDS_MAX * size_of::<outbound::Outbound>()

@@ -22,6 +22,7 @@ use crate::stats::Stats;
 use crate::stats::events::{Events as EventLog, Kind};
 use crate::store::names::Names;
 use crate::store::pool::Pool;
+use crate::store::shares::Shares;
 use crate::store::timers::Tick;
 use crate::sys::dgram::ReceiveBatch;
 use crate::sys::random;
@@ -111,6 +112,7 @@ pub struct Engine {
     stats: Stats,
     names: Names,
     origins: Origins,
+    shares: Shares,
     /// Live flows are to be looked at once the new rules are complete.
     reclassify_due: bool,
     /// The listeners were asked to tell devices.
@@ -163,6 +165,7 @@ impl Engine {
             stats: Stats::new(),
             names: Names::new((globals.tcp_sessions + globals.udp_sessions) as usize),
             origins: Origins::new(neighbours::all),
+            shares: Shares::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
             told_devices: false,
             reclassify_due: false,
             kernel_hits: RefCell::default(),
@@ -172,6 +175,7 @@ impl Engine {
             config,
         };
         engine.replies.redirects = Redirects::new(engine.udp.capacity() as u16, random::u64());
+        engine.shares.allow(engine.config.globals.client_sessions as u16);
         engine.listeners.resize_with(LISTENERS_MAX, || None);
         engine.watch(engine.addresses.fd(), number::ADDRESSES)?;
         let plan = engine.plan_listeners(&engine.config.clone())?;
@@ -414,6 +418,7 @@ impl Engine {
             stats: &mut self.stats,
             names: &mut self.names,
             origins: &mut self.origins,
+            shares: &mut self.shares,
             sniff_timeout: self.config.globals.sniff_timeout,
             self_mark: self.config.globals.self_mark.value,
             listener: 0,

@@ -36,11 +36,13 @@ pub enum Drop {
     NoGreeting,
     /// A connection or datagram of the daemon's own, caught because something had changed its mark.
     Loop,
+    /// A connection or datagram of a client that has as many sessions and flows as one client may have.
+    ClientSessions,
 }
 
 impl Drop {
     /// All, in order of their numbers.
-    pub const ALL: [Drop; 13] = [
+    pub const ALL: [Drop; 14] = [
         Drop::NotIntercepted,
         Drop::NoDestination,
         Drop::TooLarge,
@@ -54,6 +56,7 @@ impl Drop {
         Drop::NotAllowed,
         Drop::NoGreeting,
         Drop::Loop,
+        Drop::ClientSessions,
     ];
 
     /// The name in `status`.
@@ -72,6 +75,7 @@ impl Drop {
             Drop::NotAllowed => "not_allowed",
             Drop::NoGreeting => "no_greeting",
             Drop::Loop => "loop",
+            Drop::ClientSessions => "client_sessions",
         }
     }
 }

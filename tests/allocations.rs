@@ -21,6 +21,7 @@ use tproxyd::session::{Cx, Owner, Readiness};
 use tproxyd::stats::Stats;
 use tproxyd::store::names::Names;
 use tproxyd::store::pool::Pool;
+use tproxyd::store::shares::Shares;
 use tproxyd::store::timers::Tick;
 use tproxyd::sys::dgram::ReceiveBatch;
 
@@ -69,10 +70,13 @@ struct Lab {
     stats: Stats,
     names: Names,
     origins: Origins,
+    shares: Shares,
 }
 
 impl Lab {
     fn new() -> Lab {
+        let mut shares = Shares::new(128, 7);
+        shares.allow(100);
         Lab {
             poll: Poll::new().unwrap(),
             events: Events::with_capacity(64),
@@ -93,6 +97,7 @@ impl Lab {
             stats: Stats::default(),
             names: Names::new(128),
             origins: Origins::new(|| Ok(Vec::new())),
+            shares,
         }
     }
 
@@ -109,6 +114,7 @@ impl Lab {
             stats: &mut self.stats,
             names: &mut self.names,
             origins: &mut self.origins,
+            shares: &mut self.shares,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,
@@ -143,6 +149,7 @@ impl Lab {
             stats: &mut self.stats,
             names: &mut self.names,
             origins: &mut self.origins,
+            shares: &mut self.shares,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,
@@ -163,6 +170,7 @@ impl Lab {
             stats: &mut self.stats,
             names: &mut self.names,
             origins: &mut self.origins,
+            shares: &mut self.shares,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,

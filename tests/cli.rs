@@ -132,13 +132,7 @@ fn every_option_is_in_the_readme_with_its_default_and_whether_this_build_has_it(
 
 #[test]
 fn every_test_that_the_readme_names_exists() {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let mut code = String::new();
-    for folder in [tests.clone(), tests.join("e2e"), tests.join("netfilter")] {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            code += &std::fs::read_to_string(entry.path()).unwrap_or_default();
-        }
-    }
+    let code = sources("tests") + &sources("src");
     let table = README.split("## What happens when something fails").nth(1).expect("the chapter");
     let table = table.split("\n## ").next().expect("its text");
     let mut names = 0;

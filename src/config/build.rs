@@ -210,6 +210,7 @@ fn globals(sections: &[Checked<'_>], names: &Names, env: &Env, report: &mut Repo
             .number("udp_sessions")
             .map_or(auto::sessions_within(env.total_memory, env.descriptors), saturated),
         relay_memory: section.number("relay_memory").unwrap_or(auto::relay_memory(env.total_memory)),
+        client_sessions: number(section, "client_sessions"),
         control: section.path("control"),
         kernel_set_max: section.number("kernel_set_max").map_or(auto::kernel_set_max(env.total_memory), saturated),
         sniff_port: section.sniff_ports("sniff_port"),

@@ -71,6 +71,8 @@ pub struct Globals {
     pub udp_sessions: u32,
     /// `option relay_memory` in bytes, auto resolved.
     pub relay_memory: u64,
+    /// `option client_sessions`: most sessions and flows of one client; 0: no quota.
+    pub client_sessions: u32,
     /// `option control`.
     pub control: PathBuf,
     /// `option kernel_set_max`, auto resolved: intervals of a set that rules may have in the kernel.

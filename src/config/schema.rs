@@ -141,8 +141,7 @@ const GLOBALS: &[Opt] = &[
     opt("tcp_sessions", Kind::AutoNumber(16, MOST_SESSIONS), "auto", "most TCP sessions at once; auto: by memory"),
     opt("udp_sessions", Kind::AutoNumber(16, MOST_SESSIONS), "auto", "most UDP mappings at once; auto: by memory"),
     opt("relay_memory", Kind::AutoSize(64 * KIB, GIB), "auto", "most bytes in flight of all sessions together"),
-    opt("client_sessions", Kind::Number(0, MOST_SESSIONS), "0", "most sessions and flows of one client; 0: no quota")
-        .later(),
+    opt("client_sessions", Kind::Number(0, MOST_SESSIONS), "0", "most sessions and flows of one client; 0: no quota"),
     opt("control", Kind::Path, "/var/run/tproxyd/control.sock", "the control socket"),
     opt("metrics", Kind::Endpoint, "", "address:port of a Prometheus listener"),
     opt("kernel_set_max", Kind::AutoNumber(0, 1 << 24), "auto", "a set with more intervals stays in the process"),

@@ -42,6 +42,7 @@ impl Engine {
         self.with_checks(now, |checks, _| checks.restart(now));
         self.udp.forget_verdicts();
         log::set_max_level(globals.log_level);
+        self.shares.allow(globals.client_sessions as u16);
         let reclassifies = config.globals.reclassify;
         self.config = config;
         self.ask_names();

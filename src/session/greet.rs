@@ -12,6 +12,7 @@ use crate::proto::proxy_header::{self, Header, Transport};
 use crate::proto::socks5_server::{self as socks5, Heard, REPLY_MAX, Target};
 use crate::stats::Drop;
 use crate::store::names::{NameText, Names};
+use crate::store::shares::Share;
 use crate::store::slab::Key;
 use crate::sys::socket;
 use std::io::ErrorKind;
@@ -64,7 +65,13 @@ impl Tcp {
         (mode, accept_proxy): (Mode, bool),
         cx: &mut Cx<'_>,
     ) {
-        let Some(key) = self.insert(fd, (client, local), 0, None, cx) else { return };
+        let inserted = if accept_proxy {
+            // whose it is, the header will tell
+            self.insert_as(Share::NONE, fd, (client, local), 0, None, cx)
+        } else {
+            self.insert(fd, (client, local), 0, None, cx)
+        };
+        let Some(key) = inserted else { return };
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (greeting, answer) = match mode {
             Mode::Http => (Some(Greeting::Http), Answer::Http),
@@ -160,6 +167,14 @@ impl Tcp {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if let Some((client, orig_dst)) = flow {
             (session.client, session.orig_dst) = (client.into(), orig_dst.into());
+        }
+        match cx.take_share(session.client.address()) {
+            Some(share) => session.share = share,
+            None => {
+                cx.stats.tcp.refused += 1;
+                session.near.reset();
+                return self.close(key, CloseReason::Rejected, cx);
+            }
         }
         self.classify(key, None, cx);
     }

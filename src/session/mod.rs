@@ -28,9 +28,11 @@ pub mod udp;
 
 use crate::policy::Policy;
 use crate::resolve::Resolver;
-use crate::stats::Stats;
+use crate::stats::events::Kind;
+use crate::stats::{Drop, Stats};
 use crate::store::names::Names;
 use crate::store::pool::Pool;
+use crate::store::shares::{Share, Shares};
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
 use mio::Token;
@@ -39,6 +41,7 @@ use outbound::Outbounds;
 use pipes::Pipes;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// All that a session may touch in its turn.
@@ -63,12 +66,33 @@ pub struct Cx<'a> {
     pub names: &'a mut Names,
     /// Where flows come from.
     pub origins: &'a mut Origins,
+    /// How many sessions and flows each client has.
+    pub shares: &'a mut Shares,
     /// How long names are looked for.
     pub sniff_timeout: Duration,
     /// fwmark of the daemon's own packets.
     pub self_mark: u32,
     /// Place of the listener whose connections and datagrams are being taken.
     pub listener: u8,
+}
+
+impl Cx<'_> {
+    /// Takes a place in the tables for `client`; `None` if it has all that `option client_sessions` gives it.
+    fn take_share(&mut self, client: SocketAddr) -> Option<Share> {
+        let mac = if self.shares.counts() { self.origins.mac_of(client.ip(), self.now) } else { None };
+        let share = self.shares.take(client.ip(), mac);
+        if share.is_none() {
+            self.stats.drop(Drop::ClientSessions);
+            let ip = client.ip();
+            let detail = format_args!("{ip} has all that one client may have");
+            if self.stats.events.push_seldom(Kind::TableFull, "client", detail) {
+                log::warn!(
+                    "client {ip} has as many sessions and flows as client_sessions allows: new ones are refused"
+                );
+            }
+        }
+        share
+    }
 }
 
 /// Which end of a session or mapping a descriptor is.

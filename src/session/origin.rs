@@ -89,7 +89,18 @@ impl Origins {
         Origin { device, mac }
     }
 
+    /// The MAC address of a client, if the kernel knows it.
+    pub fn mac_of(&mut self, client: IpAddr, now: Tick) -> Option<[u8; 6]> {
+        self.look_up(client, now).map(|Mac(octets)| octets)
+    }
+
     fn mac(&mut self, client: IpAddr, now: Tick) -> Option<Mac> {
+        let found = self.look_up(client, now);
+        self.unknown += u64::from(found.is_none());
+        found
+    }
+
+    fn look_up(&mut self, client: IpAddr, now: Tick) -> Option<Mac> {
         let age = self.looked.map(|at| now.since(at));
         let mut found = self.known(client);
         let asks =
@@ -103,7 +114,6 @@ impl Origins {
             }
             found = self.known(client);
         }
-        self.unknown += u64::from(found.is_none());
         found
     }
 

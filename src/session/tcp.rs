@@ -13,6 +13,7 @@ use crate::stats::Drop;
 use crate::stats::events::Kind;
 use crate::store::endpoint::Endpoint;
 use crate::store::names::NameSlot;
+use crate::store::shares::Share;
 use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
 use crate::sys::sockopt;
@@ -20,7 +21,7 @@ use mio::Interest;
 use mio::unix::SourceFd;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 pub use session::View;
@@ -49,6 +50,8 @@ pub struct Session {
     /// The name that the client asks for, where it was looked for and found, and there was room for it.
     pub(super) name: Option<NameSlot>,
     pub(super) stage: Stage,
+    /// Its place among those of its client.
+    pub(super) share: Share,
     /// Place of the listener that took it.
     listener: u8,
     pub(super) answer: Answer,
@@ -189,6 +192,24 @@ impl Tcp {
         rule: Option<u16>,
         cx: &mut Cx<'_>,
     ) -> Option<Key> {
+        let Some(share) = cx.take_share(flow.0) else {
+            cx.stats.tcp.refused += 1;
+            let _ = sockopt::set_reset_on_close(fd.as_fd());
+            return None;
+        };
+        self.insert_as(share, fd, flow, outbound, rule, cx)
+    }
+
+    /// As [`Self::insert`], with the place that its client has taken for it.
+    pub(super) fn insert_as(
+        &mut self,
+        share: Share,
+        fd: OwnedFd,
+        flow: (SocketAddr, SocketAddr),
+        outbound: u16,
+        rule: Option<u16>,
+        cx: &mut Cx<'_>,
+    ) -> Option<Key> {
         let (client, orig_dst) = flow;
         let raw = fd.as_raw_fd();
         let session = Session {
@@ -204,6 +225,7 @@ impl Tcp {
             rule,
             name: None,
             stage: Stage::Resolving,
+            share,
             listener: cx.listener,
             answer: Answer::Intercepted,
             #[cfg(feature = "shadowsocks")]
@@ -213,9 +235,13 @@ impl Tcp {
             kept_alive: false,
             pipes_watched: false,
         };
-        let Ok(key) = self.sessions.insert(session) else {
-            cx.stats.tcp.refused += 1;
-            return None;
+        let key = match self.sessions.insert(session) {
+            Ok(key) => key,
+            Err(session) => {
+                cx.shares.give_back(session.share);
+                cx.stats.tcp.refused += 1;
+                return None;
+            }
         };
         cx.stats.tcp.total += 1;
         cx.stats.clients.begin(client.ip(), cx.now.0);

@@ -22,6 +22,7 @@ use crate::store::endpoint::{Endpoint, keyed_hash};
 use crate::store::index::Index;
 use crate::store::lru::Lru;
 use crate::store::names::NameSlot;
+use crate::store::shares::Share;
 use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
 use crate::sys::dgram::queue::SendQueue;
@@ -47,6 +48,8 @@ pub struct Udp {
     pub(super) timers: Timers,
     index: Index,
     lru: Lru,
+    /// By slot: its place among those of its client. In the mapping itself it would cost eight bytes.
+    shares: Vec<Share>,
     destinations: Destinations,
     /// Mappings whose share of a turn was used up.
     queue: VecDeque<Key>,
@@ -66,6 +69,7 @@ pub const BYTES_PER_FLOW: usize = Slab::<Mapping>::SLOT_SIZE
     + Timers::SLOT_SIZE
     + Index::SLOT_SIZE
     + Lru::SLOT_SIZE
+    + size_of::<Share>()
     + size_of::<Key>()
     + Destinations::ENTRY_SIZE;
 
@@ -101,6 +105,7 @@ impl Udp {
             timers: Timers::new(capacity),
             index: Index::new(capacity),
             lru: Lru::new(capacity),
+            shares: Vec::with_capacity(capacity.into()),
             destinations: Destinations::new(usize::from(capacity) * DESTINATIONS_PER_MAPPING, hash_key),
             queue: VecDeque::with_capacity(capacity.into()),
             outgoing: SendQueue::new(true),

@@ -6,5 +6,6 @@ pub mod index;
 pub mod lru;
 pub mod names;
 pub mod pool;
+pub mod shares;
 pub mod slab;
 pub mod timers;

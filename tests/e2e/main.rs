@@ -29,6 +29,7 @@ mod decisions;
 mod departed;
 mod domains;
 mod failures;
+mod faults;
 mod forward;
 mod groups;
 mod integrity;

@@ -11,6 +11,7 @@ const ANY: Families = Families { v4: true, v6: true };
 fn config(listeners: Vec<Listener>) -> Config {
     Config {
         globals: Globals {
+            client_sessions: 0,
             enabled: true,
             log_level: log::LevelFilter::Info,
             default: Target::Direct,

@@ -5,6 +5,7 @@ use crate::policy::By;
 use crate::session::dial::{Dial, Failure};
 use crate::session::outbound::Tried;
 use crate::session::{CloseReason, Cx, Seconds};
+use crate::store::shares::Share;
 use crate::store::slab::Key;
 
 impl Tcp {
@@ -86,6 +87,7 @@ impl Tcp {
             cx.names.remove(name);
         }
         session.leave(cx);
+        cx.shares.give_back(std::mem::replace(&mut session.share, Share::NONE));
         if session.via != session.outbound && session.via != NO_WAY {
             let via = cx.outbounds.get_mut(session.via);
             via.bytes_up += session.far.sent;

@@ -5,6 +5,7 @@ use crate::policy::By;
 use crate::session::mapping::Stage;
 use crate::session::tcp::View;
 use crate::session::{CloseReason, Cx, Seconds, association};
+use crate::store::shares::Share;
 use crate::store::slab::Key;
 
 impl Udp {
@@ -64,6 +65,9 @@ impl Udp {
         self.sealed.end(key.slot);
         association::forget_waiting(&mut mapping, cx);
         mapping.leave(cx);
+        if let Some(share) = self.shares.get_mut(usize::from(key.slot)) {
+            cx.shares.give_back(std::mem::replace(share, Share::NONE));
+        }
         if mapping.via != mapping.outbound {
             let via = cx.outbounds.get_mut(mapping.via);
             via.bytes_up += mapping.bytes_up;

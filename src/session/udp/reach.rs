@@ -39,6 +39,10 @@ impl Udp {
         if let Some(key) = self.index.find(hash, is_it).and_then(|slot| self.mappings.key_at(slot)) {
             return Some(key);
         }
+        let Some(share) = cx.take_share(client) else {
+            cx.stats.udp.refused += 1;
+            return None;
+        };
         if self.mappings.is_full()
             && let Some(oldest) = self.lru.oldest().and_then(|slot| self.mappings.key_at(slot))
         {
@@ -73,7 +77,15 @@ impl Udp {
             bytes_up: 0,
             bytes_down: 0,
         };
-        let key = self.mappings.insert(mapping).ok()?;
+        let Ok(key) = self.mappings.insert(mapping) else {
+            cx.shares.give_back(share);
+            return None;
+        };
+        match self.shares.get_mut(usize::from(key.slot)) {
+            Some(vacant) => *vacant = share,
+            // slots are taken in order
+            None => self.shares.push(share),
+        }
         cx.stats.udp.total += 1;
         cx.stats.clients.begin(client.ip(), cx.now.0);
         cx.outbounds.get_mut(outbound).sessions += 1;
