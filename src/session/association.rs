@@ -20,8 +20,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Most datagrams of one mapping that wait for its association; they share one pool buffer.
-const WAITING_MAX: u8 = 4;
+/// Most datagrams of one mapping that wait for its association; they share one pool buffer. What a game or a tunnel sends at
+/// its start would be missed: many wait a second before they send it again.
+const WAITING_MAX: u8 = 64;
 
 /// Before each waiting datagram: its length and destination.
 pub(super) const WAITING_HEADER: usize = 2 + 18;

@@ -132,6 +132,21 @@ fn a_proxy_that_answers_octet_by_octet_is_understood() {
 }
 
 #[test]
+fn a_burst_that_comes_before_the_association_stands_is_kept() {
+    let passage = Passage::open(Way::Socks, Family::V4);
+    let socks = passage.socks.as_ref().expect("the tests' own SOCKS5 server");
+    socks.become_like(Manners { dribbles: true, ..Manners::default() });
+    let client = udp(&passage.lab.client, Family::V4.client(), 0);
+    let destination = udp(&passage.lab.server, Family::V4.destination(1), 4_000);
+    for n in 0..64 {
+        client.send_to(&[n; 900], destination.local_addr().expect("bound")).expect("send");
+    }
+    for n in 0..64 {
+        assert_eq!(receive(&destination).0, [n; 900]);
+    }
+}
+
+#[test]
 fn a_banner_glued_to_the_reply_reaches_the_client() {
     for (family, bound) in [(Family::V4, Bound::True), (Family::V6, Bound::Domain), (Family::V6, Bound::Unspecified)] {
         let passage = Passage::open(Way::Socks, family);
