@@ -12,6 +12,8 @@ use crate::process::TempDir;
 use crate::sock::{accept, connect, listen, udp};
 use crate::socks::{Manners, Socks};
 
+const README: &str = include_str!("../../README.md");
+
 /// Finds out by the command, in `ns`, what `check` says of a configuration.
 fn check(ns: &Namespace, config: &str, args: &[&str]) -> Vec<Json> {
     let files = TempDir::new();
@@ -24,9 +26,24 @@ fn check(ns: &Namespace, config: &str, args: &[&str]) -> Vec<Json> {
         Json::List(findings) => {
             let fails = findings.iter().any(|finding| finding.text("severity") == "fail");
             assert_eq!(output.status.code(), Some(i32::from(fails)), "{text}");
+            findings.iter().for_each(assert_documented);
             findings
         }
         other => panic!("{other}"),
+    }
+}
+
+/// It has the members that README.md documents, and no others.
+fn assert_documented(finding: &Json) {
+    let Json::Map(members) = finding else { panic!("{finding}") };
+    let names: Vec<&str> = members.keys().map(String::as_str).collect();
+    assert_eq!(names, ["id", "mend", "severity", "text"], "{finding}");
+    assert!(README.contains(&format!("`{}`", finding.text("id"))), "README.md does not name {finding}");
+    assert!(!finding.text("text").is_empty() && !finding.text("text").contains('\n'), "{finding}");
+    match finding.text("severity") {
+        "ok" => assert!(matches!(finding.at("mend"), Json::Null), "{finding}"),
+        "warn" | "fail" => assert!(matches!(finding.at("mend"), Json::Text(_) | Json::Null), "{finding}"),
+        other => panic!("severity '{other}' of {finding}"),
     }
 }
 
