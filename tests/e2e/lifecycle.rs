@@ -278,7 +278,7 @@ fn run_does_nothing_and_says_so_when_it_is_not_enabled() {
     let before = state(&lab);
     let daemon = Daemon::launch(&lab, &direct().globals(&[("enabled", "0")]));
     assert_eq!(describe(daemon.end()), "exit 0");
-    assert!(daemon.process().said().contains("enabled"), "{}", daemon.process().said());
+    daemon.process().wait_for_line(&["enabled"]);
     assert_eq!(state(&lab), before);
 }
 

@@ -10,7 +10,7 @@ use crate::daemon::{Daemon, PROGRAM, Uci};
 use crate::lab::{Family, Lab};
 use crate::passage::{Passage, Way, uci};
 use crate::process::describe;
-use crate::sock::{accept, connect, exchange, listen, read_all, read_n, receive, reset, udp};
+use crate::sock::{PATIENCE, accept, connect, exchange, listen, read_all, read_n, receive, reset, udp};
 
 /// Room for 2,048 of each kind.
 fn roomy(uci: Uci) -> Uci {
@@ -144,6 +144,7 @@ fn a_descriptor_limit_too_low_for_the_tables_stops_the_start_with_the_remedy() {
         command
     });
     assert_eq!(describe(daemon.end()), "exit 1");
+    daemon.process().wait_silence(PATIENCE);
     let said = daemon.process().said();
     assert!(said.contains("descriptor limit is 100") && said.contains("nofile"), "{said}");
     assert_eq!(lab.router.tool("nft", &["list", "ruleset"], ""), "", "nothing may be installed");

@@ -136,7 +136,7 @@ fn nobody_may_connect_unless_the_configuration_says_who() {
     let lab = Lab::new();
     let config = Uci::new("direct").listener(&[("mode", "http")]);
     let daemon = Daemon::start(&lab, &config);
-    assert!(daemon.process().said().contains("nobody may connect"), "{}", daemon.process().said());
+    daemon.process().wait_for_line(&["nobody may connect"]);
     assert_eq!(refusal(&lab.client, SocketAddr::new(gate(Family::V4), 2_333)), ErrorKind::ConnectionReset);
 }
 
