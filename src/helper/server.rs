@@ -132,6 +132,12 @@ impl Server {
         }
         self.script = None;
         self.must_be_named(path)?;
+        if let Some((name, _)) = environment.iter().find(|(name, _)| !SCRIPT_VARIABLES.contains(&name.as_str())) {
+            return Err(Error::new(
+                format!("run {}", path.display()),
+                format!("{name} is nothing that a script is told"),
+            ));
+        }
         let failed = |error| Error::new(format!("run {}", path.display()), error);
         let metadata = std::fs::metadata(path).map_err(failed)?;
         if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
@@ -262,13 +268,32 @@ fn only_our_table(mut rules: File) -> Result<String, Error> {
     };
     for line in text.lines() {
         let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        if !ours(line) || line.ends_with('\\') || words.any(|word| word == "include") {
+        if !ours(line) || !one_statement(line) || line.ends_with('\\') || words.any(|word| word == "include") {
             return Err(failed(format!("a line is not about our table: {line:.100}")));
         }
     }
     Ok(text)
 }
 
+/// False if `line` goes on with another statement behind the first: `;` stands between braces and in quotes only.
+fn one_statement(line: &str) -> bool {
+    let (mut quoted, mut depth) = (false, 0u32);
+    for c in line.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            _ if quoted => {}
+            '{' => depth = depth.saturating_add(1),
+            '}' if depth == 0 => return false,
+            '}' => depth -= 1,
+            ';' if depth == 0 => return false,
+            _ => {}
+        }
+    }
+    !quoted && depth == 0
+}
+
+/// What a script is told by. Anything else in its environment (`LD_PRELOAD`, `PATH`) could make it another program's.
+const SCRIPT_VARIABLES: [&str; 5] = ["EVENT", "NAME", "DETAIL", "TIME", "MISSED"];
 /// What a script of `on_event` finds its commands by.
 const SCRIPT_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long it may run before it is killed, with all that it has started.
@@ -287,6 +312,8 @@ mod tests {
     #[test]
     fn rules_about_other_tables_or_other_files_are_refused() {
         assert!(checked("add table inet tproxyd\nadd rule inet tproxyd caught return\n").is_ok());
+        assert!(checked("add set inet tproxyd x { type ipv4_addr; flags interval; }\n").is_ok());
+        assert!(checked("add rule inet tproxyd x return comment \"a; b }\"\n").is_ok());
         for bad in [
             "include \"/etc/shadow\"",
             "add rule inet tproxyd caught return; include \"/etc/shadow\"",
@@ -294,6 +321,10 @@ mod tests {
             "flush ruleset",
             "add rule inet tproxyd2 x return",
             "add rule inet tproxyd x return \\",
+            "add rule inet tproxyd x return; flush ruleset",
+            "add chain inet tproxyd x { type nat hook input priority 0; }; delete table inet fw4",
+            "add chain inet tproxyd x }; delete table inet fw4; add table inet y {",
+            "add rule inet tproxyd x return comment \"a",
             "",
         ] {
             assert!(checked(&format!("add table inet tproxyd\n{bad}\n")).is_err(), "{bad:?}");
@@ -305,5 +336,22 @@ mod tests {
         assert!(open_regular(Path::new("/etc/passwd")).is_ok());
         assert!(open_regular(Path::new("/etc")).is_err());
         assert!(open_regular(Path::new("/dev/null")).is_err());
+    }
+
+    #[test]
+    fn a_script_is_told_of_the_event_and_of_nothing_else() {
+        let (socket, _daemon) = passing::pair().unwrap();
+        let config = std::env::temp_dir().join(format!("tproxyd-script-{}", std::process::id()));
+        std::fs::write(&config, "config globals\n\toption on_event '/bin/true'\n").unwrap();
+        let mut helper = Server { socket, config: config.clone(), installed: None, mark: None, script: None };
+        let environment =
+            |name: &str| vec![("EVENT".to_owned(), "reloaded".to_owned()), (name.to_owned(), "x".to_owned())];
+        for name in ["LD_PRELOAD", "PATH", "", "event"] {
+            let refused = helper.run_script(Path::new("/bin/true"), environment(name)).unwrap_err();
+            assert!(refused.to_string().contains("nothing that a script is told"), "{refused}");
+        }
+        assert!(helper.run_script(Path::new("/bin/false"), environment("NAME")).is_err(), "it is not named");
+        assert!(helper.run_script(Path::new("/bin/true"), environment("NAME")).is_ok());
+        std::fs::remove_file(config).unwrap();
     }
 }
