@@ -93,9 +93,12 @@ pub(super) fn sniff(bytes: &[u8]) -> Sniff {
         Some(b' ') if (1..=METHOD_MAX).contains(&method) => {}
         _ => return Sniff::Unknown,
     }
-    let Some(end) = line_end(bytes, 0) else {
-        return if bytes.contains(&0) { Sniff::Unknown } else { Sniff::More };
-    };
+    let end = line_end(bytes, 0);
+    // no text: nor will it be when its line ends
+    if bytes[..end.unwrap_or(bytes.len())].contains(&0) {
+        return Sniff::Unknown;
+    }
+    let Some(end) = end else { return Sniff::More };
     let Some((method, target, _)) = request_line(without_end(&bytes[..end])) else { return Sniff::Unknown };
     let told = |authority: &[u8]| Name::parse(host_of(authority)).map_or(Sniff::Unknown, Sniff::Name);
     if method == b"CONNECT" {
