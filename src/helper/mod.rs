@@ -7,6 +7,8 @@
 mod server;
 mod wire;
 
+pub use wire::check_any_message;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;

@@ -197,6 +197,26 @@ fn read_result(input: &mut Reader<'_>, file: Option<File>) -> Option<Result<Answ
     })
 }
 
+/// Reads a message as the helper and as the daemon would, for tests and fuzzers. Neither has a file beside it, so nothing
+/// that needs one is made of it.
+///
+/// # Panics
+/// If more is made of it than is there.
+pub fn check_any_message(message: &[u8]) {
+    if let Some((_, order)) = read_request(message, None) {
+        let words = match order {
+            Order::ReadFile(path) => path.as_os_str().len(),
+            Order::Look { networks, devices } => networks.len() + devices.len(),
+            Order::RunScript { environment, .. } => environment.len(),
+            Order::Install { .. } | Order::Update { .. } => unreachable!("rules travel as a file"),
+            _ => 0,
+        };
+        assert!(words <= message.len());
+    }
+    let (_, answer) = read_answer(message, None);
+    assert!(!matches!(answer, Ok(Answer::File(_))), "a file that nobody sent");
+}
+
 struct Writer(Vec<u8>);
 
 impl Writer {

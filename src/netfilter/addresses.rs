@@ -61,7 +61,7 @@ impl Addresses {
     }
 }
 
-fn read(datagram: &[u8], gone: &mut Gone) {
+pub(super) fn read(datagram: &[u8], gone: &mut Gone) {
     for (kind, body) in messages(datagram) {
         let own = own_address(body.get(FIXED..).unwrap_or_default());
         match (kind, own) {

@@ -53,7 +53,7 @@ fn explain(error: io::Error) -> Error {
 
 /// What names an entry: the attributes as the kernel gave them.
 #[derive(Debug)]
-struct Entry {
+pub(super) struct Entry {
     family: u8,
     original: Vec<u8>,
     id: Option<[u8; 4]>,
@@ -102,7 +102,7 @@ fn list_marked(socket: &mut Netlink, mark: Mark) -> io::Result<(Vec<Entry>, bool
 }
 
 /// Reads a `struct nfgenmsg` and its attributes: the entry and its mark.
-fn read(body: &[u8]) -> Option<(Entry, u32)> {
+pub(super) fn read(body: &[u8]) -> Option<(Entry, u32)> {
     let mut entry = Entry { family: *body.first()?, original: Vec::new(), id: None, zone: None };
     let mut mark = 0;
     for (kind, value) in attributes(body.get(4..)?) {

@@ -129,7 +129,7 @@ pub fn device_matches(pattern: &str, name: &str) -> bool {
 }
 
 /// The device indices in the `struct rtnexthop`s of `RTA_MULTIPATH`.
-fn hop_devices(mut hops: &[u8]) -> Vec<u32> {
+pub(super) fn hop_devices(mut hops: &[u8]) -> Vec<u32> {
     let mut devices = Vec::new();
     while hops.len() >= 8 {
         devices.push(u32_at(hops, 4));

@@ -63,33 +63,46 @@ fn set_flag(bytes: &mut [u8], flag: u16) {
 fn exchange(socket: &mut Netlink, request: &mut [u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
     let sequence = socket.send(request)?;
     let mut changed = false;
-    loop {
-        let mut rest = socket.receive()?;
-        while rest.len() >= HEADER {
-            let length = u32_at(rest, 0) as usize;
-            let (kind, flags) = (u16_at(rest, 4), u16_at(rest, 6));
-            let Some(body) = rest.get(HEADER..length) else { return Err(io::ErrorKind::InvalidData.into()) };
-            let ours = u32_at(rest, 8) == sequence;
-            rest = rest.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
-            if !ours {
-                continue;
-            }
-            changed |= flags & NLM_F_DUMP_INTR != 0;
-            match kind {
-                NLMSG_ERROR => match u32_at(body, 0) as i32 {
-                    0 => return Ok(()),
-                    negative => return Err(io::Error::from_raw_os_error(-negative)),
-                },
-                NLMSG_DONE if changed => return Err(io::ErrorKind::Interrupted.into()),
-                // The body is the dump's own result, for instance -ENOENT.
-                NLMSG_DONE => match u32_at(body, 0) as i32 {
-                    negative if negative < 0 => return Err(io::Error::from_raw_os_error(-negative)),
-                    _ => return Ok(()),
-                },
-                _ => each(kind, body),
-            }
+    while !take_answers(socket.receive()?, sequence, &mut changed, &mut each)? {}
+    Ok(())
+}
+
+/// Reads one datagram of answers to the request of this number. True: there are no more. `changed`: what was dumped changed
+/// meanwhile.
+///
+/// # Errors
+/// The kernel's answer, or one that makes no sense.
+pub(super) fn take_answers(
+    mut rest: &[u8],
+    sequence: u32,
+    changed: &mut bool,
+    each: &mut dyn FnMut(u16, &[u8]),
+) -> io::Result<bool> {
+    while rest.len() >= HEADER {
+        let length = u32_at(rest, 0) as usize;
+        let (kind, flags) = (u16_at(rest, 4), u16_at(rest, 6));
+        let Some(body) = rest.get(HEADER..length) else { return Err(io::ErrorKind::InvalidData.into()) };
+        let ours = u32_at(rest, 8) == sequence;
+        rest = rest.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
+        if !ours {
+            continue;
+        }
+        *changed |= flags & NLM_F_DUMP_INTR != 0;
+        match kind {
+            NLMSG_ERROR => match u32_at(body, 0) as i32 {
+                0 => return Ok(true),
+                negative => return Err(io::Error::from_raw_os_error(negative.wrapping_neg())),
+            },
+            NLMSG_DONE if *changed => return Err(io::ErrorKind::Interrupted.into()),
+            // The body is the dump's own result, for instance -ENOENT.
+            NLMSG_DONE => match u32_at(body, 0) as i32 {
+                negative if negative < 0 => return Err(io::Error::from_raw_os_error(negative.wrapping_neg())),
+                _ => return Ok(true),
+            },
+            _ => each(kind, body),
         }
     }
+    Ok(false)
 }
 
 /// The messages in one datagram, without their headers: (type, body). Ends at the first that does not fit.

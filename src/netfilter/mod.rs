@@ -16,6 +16,7 @@ pub mod program;
 pub mod render;
 pub mod routes;
 pub mod survey;
+pub mod trial;
 pub mod verdict;
 
 use std::net::SocketAddr;

@@ -20,7 +20,7 @@ pub fn all() -> io::Result<Vec<(IpAddr, [u8; 6])>> {
 }
 
 /// Reads a `struct ndmsg` and its attributes.
-fn read(body: &[u8]) -> Option<(IpAddr, [u8; 6])> {
+pub(super) fn read(body: &[u8]) -> Option<(IpAddr, [u8; 6])> {
     let (mut ip, mut mac) = (None, None);
     for (attribute, value) in attributes(body.get(ND_MESSAGE..)?) {
         match attribute {

@@ -48,7 +48,7 @@ fn resolve_by(
 }
 
 /// Lines `lan br-lan`; `#` begins a comment.
-fn from_file(text: &str) -> Vec<(String, String)> {
+pub(super) fn from_file(text: &str) -> Vec<(String, String)> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or(""));
     let words = lines.filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -59,7 +59,7 @@ fn from_file(text: &str) -> Vec<(String, String)> {
 
 /// The devices that `config interface` sections name. What a protocol makes for itself (pppoe-wan) is not known before it
 /// is up.
-fn from_netifd_config(text: &str) -> Vec<(String, String)> {
+pub(super) fn from_netifd_config(text: &str) -> Vec<(String, String)> {
     let mut networks: Vec<(String, String)> = Vec::new();
     let mut network = None;
     for line in text.lines() {
@@ -77,7 +77,7 @@ fn from_netifd_config(text: &str) -> Vec<(String, String)> {
 
 /// The networks that are up in the answer of `network.interface dump`: (`interface`, `l3_device` or else `device`).
 /// `None` if it is not the JSON it should be.
-fn from_dump(json: &str) -> Option<Vec<(String, String)>> {
+pub(super) fn from_dump(json: &str) -> Option<Vec<(String, String)>> {
     let mut networks = Vec::new();
     let mut scan = Scan { rest: json, depth: 0 };
     scan.members(|scan, key| match key {

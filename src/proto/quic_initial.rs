@@ -36,6 +36,20 @@ pub fn sniff<'d>(datagrams: impl IntoIterator<Item = &'d [u8]>) -> Sniff {
     }
 }
 
+/// What holds for any frames of a packet that could be opened, for tests and fuzzers: what has come without a hole stands
+/// where its first frames put it, and no part of it is counted twice.
+///
+/// # Panics
+/// If it does not hold.
+pub fn check_frames(payload: &[u8]) {
+    let mut crypto = Crypto { octets: [0; CRYPTO_MAX], have: heapless::Vec::new() };
+    let _ = frames(payload, &mut crypto);
+    assert!(crypto.contiguous().len() <= CRYPTO_MAX);
+    assert!(crypto.have.iter().all(|(first, last)| first < last), "empty parts: {:?}", crypto.have);
+    assert!(crypto.have.windows(2).all(|pair| pair[0].1 < pair[1].0), "parts that touch: {:?}", crypto.have);
+    let _ = in_message(crypto.contiguous());
+}
+
 enum Read {
     /// At least one Initial packet could be opened.
     Initial,
