@@ -92,9 +92,12 @@ export class Browser {
 export class Page {
     // What the page asked for: [ { url, type } ].
     requests = [];
+    // What it was answered: [ { url, bytes } ].
+    answers = [];
     // What it complained of.
     errors = [];
     #loads = 0;
+    #urls = new Map();
 
     constructor(browser, session) {
         this.browser = browser;
@@ -113,6 +116,8 @@ export class Page {
     #take({ method, params }) {
         if (method === 'Page.loadEventFired') this.#loads++;
         else if (method === 'Network.requestWillBeSent') this.requests.push({ url: params.request.url, type: params.type, at: params.timestamp, data: params.request.postData });
+        else if (method === 'Network.responseReceived') this.#urls.set(params.requestId, params.response.url);
+        else if (method === 'Network.loadingFinished') this.answers.push({ url: this.#urls.get(params.requestId) ?? '', bytes: params.encodedDataLength });
         else if (method === 'Runtime.exceptionThrown') this.errors.push(params.exceptionDetails.exception?.description ?? params.exceptionDetails.text);
         else if (method === 'Page.javascriptDialogOpening') {
             this.errors.push(`a dialog: ${params.message}`);

@@ -250,6 +250,33 @@ test('a preset asks for what it needs, and writes plain UCI', "config globals 'g
     return page;
 });
 
+// What a preset asks for, and what shows that it does what it says: 203.0.113.10 is the proxy's own address, too, so what
+// goes by it is seen to come from there.
+const PRESETS = [
+    ['everything', async () => {}, async () => equal(await get('203.0.113.10'), 'hello ::ffff:203.0.113.10', 'by the proxy')],
+    ['names', (page) => page.type('[name="guide-names"]', 'chosen.example'), async () => {
+        equal(await get('203.0.113.10'), 'hello ::ffff:198.51.100.1', 'another name, direct');
+        equal(await get('203.0.113.10', '/', 'chosen.example'), 'hello ::ffff:203.0.113.10', 'the name, by the proxy');
+    }],
+    ['devices', (page) => page.click('[name="guide-device"]'), async () => equal(await get('203.0.113.10'), 'hello ::ffff:203.0.113.10', 'this device, by the proxy')],
+];
+
+for (const [preset, give, proves] of PRESETS) {
+    test(`the preset “${preset}” does what it says`, "config globals 'globals'\n\toption enabled '0'\n", async () => {
+        await lease({ macaddr: macOf('eth0').toUpperCase(), ipaddr: '192.168.1.2', hostname: 'laptop' });
+        const page = await visit('overview');
+        await page.choose('[name="guide-way"]', 'socks5');
+        await page.type('[name="guide-server"]', '198.51.100.2');
+        await page.type('[name="guide-port"]', '1080');
+        await page.choose('[name="guide-preset"]', preset);
+        await give(page);
+        await page.click('#tproxyd-enable');
+        await until(status, 'the daemon to run');
+        await proves();
+        return page;
+    });
+}
+
 test('the country of a preset is fetched, and its list is shown with entries and age', "config globals 'globals'\n\toption enabled '0'\n", async () => {
     const page = await visit('overview');
     await page.choose('[name="guide-way"]', 'socks5');
@@ -280,6 +307,25 @@ test('sessions are paged by the daemon, and one is ended', LISTENER, async () =>
     await page.type('[name="filter-client"]', '192.168.1.77');
     await page.key('Enter');
     await page.untilSays('No sessions.');
+    held.forEach((socket) => socket.destroy());
+    return page;
+});
+
+test('five thousand sessions cost the browser a page of them', LISTENER.replace("\n\nconfig listener", "\n\toption tcp_sessions '6000'\n\nconfig listener"), async () => {
+    const held = [];
+    while (held.length < 5000) held.push(...await hold(250));
+    const page = await visit('sessions');
+    await page.until(`document.querySelectorAll('#tproxyd-sessions tr').length === 51`, 'fifty rows and their titles');
+    for (let n = 1; n < 5; n++) {
+        await page.press('Next');
+        await page.untilSays(`${50 * n + 1} to ${50 * n + 50}`);
+    }
+    equal(status().tcp.active, 5000, 'live sessions');
+    check(await page.value(`document.querySelectorAll('#view *').length`) < 1500, 'the page has too many elements');
+    const answers = page.answers.filter((one) => one.url.includes('/ubus')).map((one) => one.bytes);
+    check(answers.length > 4 && Math.max(...answers) < 32 * 1024, `bytes of the answers: ${answers}`);
+    await go(page, 'overview');
+    await page.untilSays('5000');
     held.forEach((socket) => socket.destroy());
     return page;
 });
@@ -386,6 +432,29 @@ test('pages fit a phone, and can be used by keyboard', `${LISTENER}${PROXY}\ncon
     await page.value(`document.querySelector('#tproxyd-findings').replaceChildren('')`);
     await page.key('Enter');
     await page.until(`/fine/.test(document.querySelector('#tproxyd-findings').innerText)`, 'findings anew');
+    return page;
+});
+
+test('labels, roles and contrast are as WCAG asks', `${LISTENER}${PROXY}\nconfig rule\n\toption name 'some'\n\tlist dest_ip '203.0.113.0/24'\n\toption outbound 'proxy'\n\nconfig set 'nets'\n\toption type 'net'\n\tlist entry '203.0.113.0/24'\n`, async () => {
+    const axe = readFileSync(`${process.env.TOOLS}/node_modules/axe-core/axe.min.js`, 'utf8');
+    const page = await visit('overview');
+    const [held] = await hold(1);
+    const faults = async (where) => JSON.parse(await page.value(`axe.run(${JSON.stringify(where)}, { runOnly: ['wcag2a', 'wcag2aa'] }).then(({ violations, passes }) =>
+        JSON.stringify([passes.length, violations.flatMap((one) => one.nodes.map((node) => one.id + ': ' + node.html + ' ' + node.failureSummary))]))`));
+    for (const name of PAGES) {
+        await go(page, name);
+        await sleep(500);
+        await page.value(`${axe};0`);
+        const [passes, found] = await faults('#view');
+        check(passes > 3, `${name}: only ${passes} rules applied`);
+        equal(found, [], `accessibility of ${name}`);
+    }
+    await go(page, 'servers');
+    await page.value(`${axe};0`);
+    await pressIn(page, 'proxy', 'Edit');
+    await page.until(`document.querySelector(${JSON.stringify(field('server'))})`, 'the dialog');
+    equal((await faults('.modal'))[1], [], 'accessibility of the dialog');
+    held.destroy();
     return page;
 });
 

@@ -3,6 +3,7 @@
 
 import { spawn, spawnSync } from 'node:child_process';
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { request } from 'node:http';
 import { connect } from 'node:net';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -68,8 +69,15 @@ export function serve() {
     return new Promise((done) => server.stdout.once('data', () => done(server)));
 }
 
-export async function get(address, path = '/') {
-    return (await fetch(`http://${address}${path}`, { signal: AbortSignal.timeout(20_000), headers: { connection: 'close' } })).text();
+// By a request of its own, since fetch() takes no other Host than the address.
+export function get(address, path = '/', host = address) {
+    return new Promise((done, fail) => {
+        const asked = request({ host: address, path, headers: { host, connection: 'close' }, agent: false, timeout: 20_000 }, (answer) => {
+            let text = '';
+            answer.setEncoding('utf8').on('data', (piece) => { text += piece; }).on('end', () => done(text)).on('error', fail);
+        });
+        asked.on('timeout', () => asked.destroy(new Error(`${host} did not answer`))).on('error', fail).end();
+    });
 }
 
 export function macOf(device) {
