@@ -71,12 +71,19 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + Stats::MEMORY_MAX
         + Checks::MEMORY
         + control::MEMORY_MAX;
-    let variable = SET_COPIES * sets(config) + COPIES * sections(config);
+    let variable = SET_COPIES * sets(config) + COPIES * sections(config) + lines_for_dnsmasq(config);
     (fixed + variable + STACK + HELPER + REST) as u64 + mapped_files
 }
 
 fn sets(config: &Config) -> usize {
     config.sets.iter().map(|set| set.entries.memory()).sum()
+}
+
+/// The lines for dnsmasq as they are put together: a domain name has 253 octets at most, and 30 as a rule.
+fn lines_for_dnsmasq(config: &Config) -> usize {
+    let fitting = config.sets.iter().map(|set| set.entries.domains().len());
+    let names: usize = fitting.filter(|names| *names <= config.globals.kernel_set_max as usize).sum();
+    if config.globals.dnsmasq { names * 128 } else { 0 }
 }
 
 /// Of everything but the entries of sets, with the texts as they were typed.

@@ -184,7 +184,8 @@ impl Daemon {
                 .and_then(|()| Rules::install(&mut ready, engine.config(), &engine.server_addresses(), PATIENCE));
             match installed {
                 Ok(installed) => {
-                    let installed = Rules::new(ready, installed);
+                    let mut installed = Rules::new(ready, installed);
+                    installed.tell_dnsmasq(engine.config());
                     engine.resolve_networks(&|name| installed.device_of(name));
                     rules = Some(installed);
                 }
@@ -378,6 +379,7 @@ impl Daemon {
     /// Rules first, so that new flows go straight out while the relayed ones end.
     fn stop(&mut self) {
         if let Some(rules) = self.rules.take() {
+            let noted = rules.has_told_dnsmasq();
             let mut helper = rules.into_helper();
             if let Err(e) = helper.call(Request::Remove, PATIENCE) {
                 log::error!("{e}");
@@ -386,6 +388,9 @@ impl Daemon {
             // delivery of relayed flows may have made entries since
             if let Err(e) = helper.call(Request::Forget, PATIENCE) {
                 log::debug!("{e}");
+            }
+            if noted && let Err(e) = helper.call(Request::Note { lines: String::new() }, PATIENCE) {
+                log::error!("{e}");
             }
             helper.goodbye(GOODBYE);
         } else {

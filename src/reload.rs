@@ -10,10 +10,10 @@ use crate::netfilter::{self, Facts, Installation, ServerAddress, Surroundings};
 use crate::policy::Proto;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub mod mending;
@@ -22,6 +22,8 @@ pub mod mending;
 pub struct Rules {
     helper: Helper,
     installed: Installed,
+    /// dnsmasq has lines of ours.
+    noted: bool,
 }
 
 /// What was last installed.
@@ -34,7 +36,7 @@ pub struct Installed {
 impl Rules {
     /// Rules that [`Self::install`] has put in place.
     pub fn new(helper: Helper, installed: Installed) -> Rules {
-        Rules { helper, installed }
+        Rules { helper, installed, noted: false }
     }
 
     /// Renders and installs the rules of `config`, waiting for it: at the start only.
@@ -76,6 +78,24 @@ impl Rules {
         self.helper.submit(request)
     }
 
+    /// Has dnsmasq note addresses for `config`, or for none of its rules any more.
+    pub fn tell_dnsmasq(&mut self, config: &Config) {
+        let wanted = config.globals.dnsmasq;
+        if !wanted && !self.noted {
+            return;
+        }
+        self.noted = wanted;
+        let lines = netfilter::names::lines(config, self.installed.facts.early_reject, &mut open_list);
+        if let Err(e) = self.helper.submit(Request::Note { lines }) {
+            log::warn!("{e}; dnsmasq notes the addresses of names as before");
+        }
+    }
+
+    /// Whether dnsmasq has been told of names.
+    pub fn has_told_dnsmasq(&self) -> bool {
+        self.noted
+    }
+
     /// What the helper has to say.
     pub fn next_event(&mut self) -> Option<Event> {
         self.helper.next_event()
@@ -107,6 +127,10 @@ pub fn resolve_networks_alone(engine: &mut Engine) {
         }
         None => engine.resolve_networks(&|_| None),
     }
+}
+
+fn open_list(path: &Path) -> io::Result<Box<dyn BufRead>> {
+    Ok(Box::new(BufReader::new(File::open(path)?)))
 }
 
 fn install_request(config: &Config, facts: &Facts) -> Request {
@@ -266,6 +290,7 @@ impl Reload {
                 engine.resolve_networks(&|name| rules.device_of(name));
                 rules.update_servers(&engine.server_addresses());
                 let config = engine.config();
+                rules.tell_dnsmasq(config);
                 let mut warnings = config.warnings.clone();
                 warnings.extend(rules.installed.facts.warnings(config));
                 Ok(ControlFlow::Break(Taken { changed, warnings }))
@@ -281,10 +306,7 @@ impl Reload {
         let name = self.path.display().to_string();
         file.take(most).read_to_end(&mut bytes).map_err(|e| Error::new(format!("read {name}"), &e).to_string())?;
         let env = config::load::this_machine();
-        let mut open = |path: &std::path::Path| -> std::io::Result<Box<dyn std::io::BufRead>> {
-            Ok(Box::new(BufReader::new(File::open(path)?)))
-        };
-        let config = config::parse(&name, &bytes, &env, &mut open).map_err(|errors| errors.to_string())?;
+        let config = config::parse(&name, &bytes, &env, &mut open_list).map_err(|errors| errors.to_string())?;
         for warning in &config.warnings {
             log::warn!("{warning}");
         }

@@ -3,6 +3,7 @@
 mod clashes;
 mod devices;
 mod firewall;
+mod names;
 mod outbounds;
 mod ports;
 mod process;
@@ -133,6 +134,7 @@ pub fn machine(cfg: &Config, needs: Needs) -> Vec<Finding> {
         findings.push(Finding::of("conntrack", severity, &error));
     }
     kept_sources(&mut findings, cfg);
+    names::check(&mut findings, cfg);
     ports::check(&mut findings, cfg);
     let loaded = counters::packets().is_ok_and(|counters| !counters.is_empty());
     process::check(&mut findings, cfg, &root, loaded);

@@ -1,6 +1,7 @@
 //! For `explain`: whether the kernel decides about a flow by itself, as `netfilter::render` has it compiled.
 
 use crate::config::{AddressMatch, Config, Rule, SniffPort, Target, Values};
+use crate::netfilter::names::Named;
 use crate::netfilter::verdict::{self, By};
 use crate::netfilter::{kernel_rejects_early, networks};
 use crate::policy::explain::Outcome;
@@ -18,6 +19,9 @@ pub(super) fn decides(cfg: &Config, flow: &Flow<'_>) -> &'static str {
     for rule in cfg.rules.iter().filter(|rule| rule.active && cfg.globals.kernel_verdicts) {
         let (seen, partly) = as_the_kernel_sees_it(cfg, rule);
         match outcome(cfg, seen, flow) {
+            Some(Outcome::Matches) if Named::of(cfg, rule).is_some() => {
+                return "That depends on the addresses that dnsmasq has noted for the names of its rules: by them the kernel decides.";
+            }
             Some(Outcome::Matches) if sniffed && !rule.domain.is_empty() => {
                 return "The process decides, when the flow begins: a rule asks for the name, and it may be found at this port.";
             }

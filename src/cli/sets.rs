@@ -2,7 +2,7 @@
 
 use super::ask::{Output, print};
 use super::{DEFAULT_CONFIG, Failure};
-use crate::config::{self, Config, Set, lists};
+use crate::config::{self, Config, Open, Set, lists};
 use argh::FromArgs;
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -36,7 +36,7 @@ impl Sets {
         let mut out = Output::new();
         for set in &config.sets {
             let note = lists::note_path(&config.globals.control, &set.name);
-            let (url, file) = (set.source.url.as_deref(), set.source.file.as_deref());
+            let (url, file) = (set.source.url.as_deref(), set.source.file());
             let due = match (url, file) {
                 (Some(_), Some(file)) if is_due(set, file, &note) => "due",
                 (Some(_), _) => "later",
@@ -52,11 +52,11 @@ impl Sets {
     fn tried(&self, attempt: &str) -> Result<(), Failure> {
         let wrong = || Failure::Usage("--try wants NAME=FILE, with the name of a set that has a list".into());
         let (name, candidate) = attempt.split_once('=').ok_or_else(wrong)?;
-        let now = self.load(&mut open)?;
+        let now = self.load(&mut open_list)?;
         let set = |config: &'_ Config| config.sets.iter().find(|set| set.name == name).cloned();
         let before = set(&now).ok_or_else(wrong)?;
-        let replaced = before.source.file.clone().ok_or_else(wrong)?;
-        let then = self.load(&mut |path| open(if path == replaced { Path::new(candidate) } else { path }))?;
+        let replaced = before.source.file().ok_or_else(wrong)?;
+        let then = self.load(&mut |path| open_list(if path == replaced { Path::new(candidate) } else { path }))?;
         let entries = |set: &Set| set.entries.nets().len() + set.entries.domains().len();
         print(&format!("{} {}\n", set(&then).as_ref().map_or(0, entries), entries(&before)))
     }
@@ -67,9 +67,7 @@ impl Sets {
     }
 }
 
-type Open<'o> = dyn FnMut(&Path) -> io::Result<Box<dyn io::BufRead>> + 'o;
-
-fn open(path: &Path) -> io::Result<Box<dyn io::BufRead>> {
+fn open_list(path: &Path) -> io::Result<Box<dyn io::BufRead>> {
     Ok(Box::new(BufReader::new(File::open(path)?)))
 }
 

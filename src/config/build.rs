@@ -40,6 +40,7 @@ pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, re
     cross::listeners_without_their_set(&listeners, &sets, report);
     cross::rules_never_reached(&rules, report);
     cross::sets_too_large_for_the_kernel(&globals, &rules, &sets, report);
+    cross::sets_too_large_for_dnsmasq(&globals, &rules, &sets, report);
     if listeners.is_empty() {
         report.warn(0, "no listener is enabled: nothing is intercepted");
     }
@@ -218,6 +219,7 @@ fn globals(sections: &[Checked<'_>], names: &Names, env: &Env, report: &mut Repo
         metrics: section.text("metrics").and_then(|text| text.parse().ok()),
         drop_stale: section.flag("drop_stale"),
         reclassify: section.flag("reclassify"),
+        dnsmasq: section.flag("dnsmasq"),
         on_event: section.has("on_event").then(|| section.path("on_event")),
         resolver: section.resolver("resolver").unwrap_or(Resolver::File("/etc/resolv.conf".into())),
         sandbox: section.flag("sandbox"),

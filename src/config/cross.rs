@@ -175,6 +175,24 @@ pub(super) fn sets_too_large_for_the_kernel(globals: &Globals, rules: &[Rule], s
     }
 }
 
+/// Sets of more names than dnsmasq is told of: what their rules mean is looked for in what clients send.
+pub(super) fn sets_too_large_for_dnsmasq(globals: &Globals, rules: &[Rule], sets: &[Set], report: &mut Report<'_>) {
+    for (place, set) in sets.iter().enumerate().filter(|_| globals.dnsmasq) {
+        let names_it = |rule: &&Rule| rule.active && rule.domain.plain.contains(&DomainMatch::Set(place as u16));
+        let (names, most) = (set.entries.domains().len(), globals.kernel_set_max);
+        if names > most as usize
+            && let Some(rule) = rules.iter().find(names_it)
+        {
+            let (name, number) = (&set.name, rule.number);
+            let message = format!(
+                "set '{name}' has {names} names, more than kernel_set_max {most}: those of rule {number} are not told to \
+                 dnsmasq, but looked for at sniff_port"
+            );
+            report.warn(set.line, message);
+        }
+    }
+}
+
 fn same_kind_of_packet(a: &Listener, b: &Listener) -> bool {
     let protos = (a.protos.tcp && b.protos.tcp) || (a.protos.udp && b.protos.udp);
     protos && ((a.families.v4 && b.families.v4) || (a.families.v6 && b.families.v6))

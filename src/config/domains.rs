@@ -13,11 +13,19 @@ pub struct DomainSet {
     /// 0: nobody's.
     places: Box<[u64]>,
     len: usize,
+    content: Content,
+}
+
+/// What can be said of the names themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Content {
+    digest: u32,
+    only_itself: bool,
 }
 
 /// Collects what a [`DomainSet`] will hold.
 #[derive(Debug, Default)]
-pub(super) struct Collected(Vec<u64>);
+pub(super) struct Collected(Vec<u64>, Content);
 
 /// The set that has nothing.
 pub(super) static NOTHING: OnceLock<DomainSet> = OnceLock::new();
@@ -31,10 +39,21 @@ fn hash(name: &str) -> u64 {
     if hash == 0 { 2 } else { hash }
 }
 
+/// FNV-1a, 32 bits, from [`FNV_BASIS`] on.
+pub fn fnv1a(basis: u32, bytes: &[u8]) -> u32 {
+    bytes.iter().fold(basis, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// Where [`fnv1a`] begins.
+pub const FNV_BASIS: u32 = 0x811c_9dc5;
+
 impl Collected {
     /// Adds a name in lower case, without a trailing dot.
     pub(super) fn push(&mut self, name: &str, only_itself: bool) {
         self.0.push(hash(name) | if only_itself { ONLY_ITSELF } else { 0 });
+        // a sum does not depend on their order
+        self.1.digest = self.1.digest.wrapping_add(fnv1a(FNV_BASIS ^ u32::from(only_itself), name.as_bytes()));
+        self.1.only_itself |= only_itself;
     }
 
     pub(super) fn len(&self) -> usize {
@@ -50,7 +69,7 @@ impl Collected {
     pub(super) fn finish(mut self) -> DomainSet {
         self.merge();
         let len = self.0.len();
-        let mut set = DomainSet { places: vec![0; DomainSet::places(len)].into(), len };
+        let mut set = DomainSet { places: vec![0; DomainSet::places(len)].into(), len, content: self.1 };
         for hash in self.0 {
             let mut at = set.place(hash);
             while set.places[at] != 0 {
@@ -107,6 +126,12 @@ impl DomainSet {
         false
     }
 
+    /// True if `name`, in lower case, is in the set itself.
+    pub fn has_name(&self, name: &str) -> bool {
+        let hash = hash(name);
+        self.len > 0 && (self.has(hash | ONLY_ITSELF) || self.has(hash))
+    }
+
     /// How many domains there are.
     pub fn len(&self) -> usize {
         self.len
@@ -115,6 +140,16 @@ impl DomainSet {
     /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The same for the same list, in every process; for different ones almost surely different.
+    pub fn digest(&self) -> u32 {
+        self.content.digest
+    }
+
+    /// True if some domains are there without what is below them.
+    pub fn has_only_itself(&self) -> bool {
+        self.content.only_itself
     }
 
     /// Bytes that the domains take.

@@ -34,6 +34,7 @@ pub use load::load;
 pub use model::*;
 pub use nets::NetSet;
 pub use report::{Errors, MOST_KEPT, Problem};
+pub use sets::{Open, each_name};
 
 /// What the configuration depends on besides its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

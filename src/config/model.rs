@@ -1,7 +1,7 @@
 //! The configuration as the program uses it: typed, validated, immutable. No text, no clock, no network.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,6 +87,8 @@ pub struct Globals {
     pub reclassify: bool,
     /// `option drop_stale`: sessions of what a reload removes end.
     pub drop_stale: bool,
+    /// `option dnsmasq`: domain rules become nftset lines.
+    pub dnsmasq: bool,
     /// `option on_event`: the script that is run for each event.
     pub on_event: Option<PathBuf>,
     /// `option resolver`.
@@ -317,12 +319,21 @@ pub struct Set {
 /// Where the list of a set comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Source {
-    /// The first `loadfile`: what `update-sets` replaces. With `url` and no `loadfile` a file of the set's own.
-    pub file: Option<PathBuf>,
+    /// `list entry` of a set of domains, which keeps no names.
+    pub names: Vec<String>,
+    /// `list loadfile`. With `url` and no `loadfile` a file of the set's own.
+    pub files: Vec<PathBuf>,
     /// `option url`.
     pub url: Option<String>,
     /// `option update_interval`.
     pub update_interval: Duration,
+}
+
+impl Source {
+    /// What `update-sets` replaces.
+    pub fn file(&self) -> Option<&Path> {
+        self.files.first().map(PathBuf::as_path)
+    }
 }
 
 /// What is in a set. Shared between a configuration, its copies, and who looks up in it.

@@ -150,7 +150,7 @@ const GLOBALS: &[Opt] = &[
     opt("resolver", Kind::Resolver, "/etc/resolv.conf", "DNS server for the outbounds' names"),
     opt("reclassify", Kind::Flag, "0", "after a reload live flows get the new rules too"),
     opt("drop_stale", Kind::Flag, "0", "after a reload sessions of what was removed end"),
-    opt("dnsmasq", Kind::Flag, "0", "write nftset lines for domain rules").later(),
+    opt("dnsmasq", Kind::Flag, "0", "write nftset lines for domain rules"),
     opt("on_event", Kind::Path, "", "script that is run for each event"),
     opt("sandbox", Kind::Flag, "1", "seccomp, where target and build have it"),
 ];

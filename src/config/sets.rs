@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Env;
@@ -15,7 +15,7 @@ use super::report::Report;
 use super::set_line::domains as domains_of;
 
 /// Opens a list file.
-pub(super) type Open<'o> = dyn FnMut(&Path) -> io::Result<Box<dyn BufRead>> + 'o;
+pub type Open<'o> = dyn FnMut(&Path) -> io::Result<Box<dyn BufRead>> + 'o;
 
 /// Every set in file order, and its place by name.
 pub(super) fn build(
@@ -159,8 +159,10 @@ fn build_one(section: &Checked<'_>, budget: &mut Budget, open: &mut Open<'_>, re
     }
     budget.left = budget.left.saturating_sub(entries.memory());
     let (name, label) = (section.name().to_owned(), section.text("label"));
-    let file = files.first().map(|(_, path)| PathBuf::from(path));
-    let source = Source { file, url, update_interval: section.time("update_interval").unwrap_or_default() };
+    let files = files.into_iter().map(|(_, path)| path.into()).collect();
+    let is_domains = matches!(entries, Entries::Domains(_));
+    let names = section.texts("entry").into_iter().map(|(_, entry)| entry).filter(|_| is_domains).collect();
+    let source = Source { names, files, url, update_interval: section.time("update_interval").unwrap_or_default() };
     Set { name, label, line: section.line, entries, incomplete, source }
 }
 
@@ -212,6 +214,21 @@ impl ListFile<'_> {
             report.error_in(self.at, self.path, number, message);
         } else {
             report.warn_in(self.at, self.path, number, format!("{message}; skipped"));
+        }
+    }
+}
+
+/// Calls `found` with each name of a set of domains, read once more, and whether only the name itself is meant. What can't be
+/// read was told of before.
+pub fn each_name(source: &Source, open: &mut Open<'_>, found: &mut dyn FnMut(&str, bool)) {
+    for entry in &source.names {
+        let _ = domains_of(entry, found);
+    }
+    for path in &source.files {
+        let Ok(mut lines) = open(path) else { continue };
+        let mut buffer = Vec::new();
+        while read_line(&mut *lines, &mut buffer).unwrap_or(false) {
+            let _ = domains_of(&String::from_utf8_lossy(&buffer), found);
         }
     }
 }

@@ -134,7 +134,7 @@ impl Subject for Engine {
     fn set(&self, n: usize) -> Option<Set<'_>> {
         let set = self.config.sets.get(n)?;
         let (nets, domains) = (set.entries.nets().len(), set.entries.domains().len());
-        let file = set.source.file.as_deref();
+        let file = set.source.file();
         let age = |time: u64| Duration::from_secs(unix_time().saturating_sub(time));
         Some(Set {
             name: &set.name,

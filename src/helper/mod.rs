@@ -67,6 +67,12 @@ pub enum Request {
     },
     /// Look whether everything that was installed is still in place: [`Answer::Done`] or [`Answer::Damaged`].
     Inspect,
+    /// Have every dnsmasq of this network namespace note addresses as `lines` say (`netfilter::names`), after the sets
+    /// that they name are in place. Empty: note nothing any more. Restarts dnsmasq if that is something new.
+    Note {
+        /// Lines for its configuration.
+        lines: String,
+    },
 }
 
 /// What came of a [`Request`].

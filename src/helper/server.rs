@@ -12,7 +12,9 @@ use super::Answer;
 use super::wire::{self, Order};
 use crate::config::{Mark, OnFailure};
 use crate::error::Error;
+use crate::netfilter::dnsmasq::Notes;
 use crate::netfilter::load::{self, Objects};
+use crate::netfilter::names::NOTED;
 use crate::netfilter::{self, Installation, TABLE, conntrack, survey};
 use crate::sys::passing::{self, NamespaceLock};
 use crate::sys::process::{self, Child, fork_child};
@@ -31,7 +33,7 @@ pub(super) fn run(socket: OwnedFd, config: &Path) -> i32 {
         Ok(lock) => (Ok(Answer::Done), Some(lock)),
         Err(error) => (Err(error), None),
     };
-    let mut helper = Server { socket, config: config.to_path_buf(), installed: None, mark: None, script: None };
+    let mut helper = Server::new(socket, config.to_path_buf());
     if helper.answer(wire::HELLO, hello).is_err() || lock.is_none() {
         return 1;
     }
@@ -65,6 +67,10 @@ struct Server {
     mark: Option<Mark>,
     /// The script that was started last, if it has not been seen to end.
     script: Option<Child>,
+    /// What dnsmasq has been told.
+    notes: Notes,
+    /// The sets that it fills have been made anew since.
+    notes_lost: bool,
 }
 
 struct Installed {
@@ -76,6 +82,11 @@ struct Installed {
 }
 
 impl Server {
+    fn new(socket: OwnedFd, config: PathBuf) -> Server {
+        let notes = Notes::default();
+        Server { socket, config, installed: None, mark: None, script: None, notes, notes_lost: false }
+    }
+
     /// True if the daemon said goodbye.
     fn serve(&mut self) -> bool {
         let mut buffer = vec![0; wire::LONGEST];
@@ -121,6 +132,11 @@ impl Server {
             },
             Order::Goodbye => Ok(Answer::Done),
             Order::Inspect => self.inspect(),
+            Order::Note { lines } => {
+                let lines = whole(lines).map_err(|error| Error::new("take the lines for dnsmasq", error))?;
+                let anew = std::mem::take(&mut self.notes_lost);
+                self.notes.put(&lines, anew).map(|()| Answer::Done)
+            }
             Order::RunScript { path, environment } => self.run_script(&path, environment),
         }
     }
@@ -171,6 +187,8 @@ impl Server {
         });
         match loaded {
             Ok(objects) => {
+                let known = before.as_ref().map_or(&nothing, |before| &before.objects);
+                self.notes_lost |= objects.has_sets_beside(known, NOTED);
                 if let Some(before) = before.filter(|_| !same_routes) {
                     // Only the new rules' marks matter now. What stays behind is harmless, and `clear` finds it.
                     let _ = before.installation.routes.remove();
@@ -214,6 +232,14 @@ impl Server {
     /// stay, as their drop holds; the entries stay, too, since a flow without its mark would pass as one that began
     /// before us.
     fn daemon_died(&mut self) {
+        self.clean_up();
+        let stays = self.installed.as_ref().is_some_and(|installed| installed.on_failure == OnFailure::Block);
+        if !stays && let Err(error) = self.notes.take_out_if_put() {
+            log::error!("{error}");
+        }
+    }
+
+    fn clean_up(&self) {
         let Some(Installed { installation, on_failure, .. }) = &self.installed else { return };
         match on_failure {
             OnFailure::Block => log::warn!("the daemon died: what it took is dropped until it is back"),
@@ -254,11 +280,17 @@ fn open_regular(path: &Path) -> Result<File, Error> {
     if kind.is_file() { Ok(file) } else { Err(Error::new(what(), "it is no regular file")) }
 }
 
-/// Checks that `rules` speak of our table only, and pull in no file: nft quotes what it can't read.
-fn only_our_table(mut rules: File) -> Result<String, Error> {
-    let failed = |why: String| Error::new("take the rules from the daemon", why);
+fn whole(mut file: File) -> std::io::Result<String> {
     let mut text = String::new();
-    rules.rewind().and_then(|()| rules.read_to_string(&mut text)).map_err(|error| failed(error.to_string()))?;
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Checks that `rules` speak of our table only, and pull in no file: nft quotes what it can't read.
+fn only_our_table(rules: File) -> Result<String, Error> {
+    let failed = |why: String| Error::new("take the rules from the daemon", why);
+    let text = whole(rules).map_err(|error| failed(error.to_string()))?;
     let ours = |line: &str| {
         let rest = ["add ", "flush ", "delete "].iter().find_map(|verb| line.strip_prefix(verb));
         let words = rest.and_then(|rest| rest.split_once(' ')).map(|(_, words)| words);
@@ -343,7 +375,7 @@ mod tests {
         let (socket, _daemon) = passing::pair().unwrap();
         let config = std::env::temp_dir().join(format!("tproxyd-script-{}", std::process::id()));
         std::fs::write(&config, "config globals\n\toption on_event '/bin/true'\n").unwrap();
-        let mut helper = Server { socket, config: config.clone(), installed: None, mark: None, script: None };
+        let mut helper = Server::new(socket, config.clone());
         let environment =
             |name: &str| vec![("EVENT".to_owned(), "reloaded".to_owned()), (name.to_owned(), "x".to_owned())];
         for name in ["LD_PRELOAD", "PATH", "", "event"] {

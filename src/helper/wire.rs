@@ -33,6 +33,7 @@ pub(super) enum Order {
     Goodbye,
     RunScript { path: PathBuf, environment: Vec<(String, String)> },
     Inspect,
+    Note { lines: File },
 }
 
 /// The message for `request`, and the file that goes with it.
@@ -48,6 +49,7 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
         Request::Goodbye => GOODBYE,
         Request::RunScript { .. } => RUN_SCRIPT,
         Request::Inspect => INSPECT,
+        Request::Note { .. } => NOTE,
     };
     let mut out = Writer(vec![verb]);
     out.number(number);
@@ -64,7 +66,7 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
             }
             file = Some(text_file(rules)?);
         }
-        Request::Update { rules } => file = Some(text_file(rules)?),
+        Request::Update { rules: text } | Request::Note { lines: text } => file = Some(text_file(text)?),
         Request::Look { networks, devices } => {
             for list in [networks, devices] {
                 out.number(list.len() as u32);
@@ -115,6 +117,7 @@ pub(super) fn read_request(message: &[u8], file: Option<OwnedFd>) -> Option<(u32
             Order::RunScript { path, environment }
         }
         INSPECT => Order::Inspect,
+        NOTE => Order::Note { lines: file? },
         _ => return None,
     };
     Some((number, order))
@@ -285,6 +288,7 @@ const FORGET: u8 = 7;
 const GOODBYE: u8 = 8;
 const RUN_SCRIPT: u8 = 9;
 const INSPECT: u8 = 10;
+const NOTE: u8 = 11;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -320,6 +324,7 @@ mod tests {
             Request::Forget,
             Request::Goodbye,
             Request::Inspect,
+            Request::Note { lines: "z".into() },
             Request::RunScript {
                 path: "/etc/an event".into(),
                 environment: vec![("EVENT".into(), "outbound_down".into()), ("NAME".into(), String::new())],

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{Facts, Installation, look, main_router, questions, render, render_block};
+use super::{Facts, Installation, dnsmasq, look, main_router, questions, render, render_block};
 use crate::config::{self, Backend, Config, Env};
 use crate::error::Error;
 
@@ -64,13 +64,15 @@ pub fn facts_now(cfg: &Config) -> Result<Facts, Error> {
 /// Takes away everything that `run` installs, whatever state it was left in. Without a configuration (`None`: it can't be
 /// read) by the defaults of mark, table and priority. Goes on after an error, and returns all of them.
 pub fn clear(cfg: Option<&Config>) -> Vec<Error> {
-    match cfg {
+    let mut errors = dnsmasq::Notes::default().put("", false).err().into_iter().collect::<Vec<_>>();
+    errors.extend(match cfg {
         Some(cfg) => Installation::new(&cfg.globals).remove(),
         None => match defaults() {
             Some(cfg) => Installation::new(&cfg.globals).remove(),
             None => super::remove_table().err().into_iter().collect(),
         },
-    }
+    });
+    errors
 }
 
 /// The configuration of an empty file.

@@ -24,6 +24,12 @@ impl Objects {
         self.0.iter().any(|(kind, known)| kind == "set" && known == name)
     }
 
+    /// True if there are sets whose names begin so, and `before` did not have all of them.
+    pub fn has_sets_beside(&self, before: &Objects, beginning: &str) -> bool {
+        let sets = self.0.iter().filter(|(kind, name)| kind == "set" && name.starts_with(beginning));
+        sets.into_iter().any(|set| !before.0.contains(set))
+    }
+
     /// Deletes what is in `self` and not in `after`.
     fn leftovers(&self, after: &Objects) -> String {
         let mut text = String::new();

@@ -17,6 +17,7 @@
 use std::fmt::{Arguments, Display, Write};
 
 use super::{Facts, ServerAddress, TABLE};
+use crate::config::domains::{FNV_BASIS, fnv1a};
 use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mark, Mode, OnFailure, Set};
 
 mod keep_source;
@@ -411,10 +412,9 @@ fn usable_families(listener: &Listener, kernel: Families) -> Families {
 /// The name says what is in it: a set that changes becomes another set, which can be filled step by step while the rules
 /// still use the old one, and one that doesn't change need not be filled again. FNV-1a, 32 bits.
 fn set_name(family: u8, set: &Set) -> String {
-    let hash = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     let ranges: Vec<_> = set.entries.nets().ranges().collect();
     let text = address_ranges(&ranges, family == 4).join(" ");
-    format!("{FILLED_ONCE}{family}_{}_{:08x}", set.name, text.bytes().fold(0x811c_9dc5, hash))
+    format!("{FILLED_ONCE}{family}_{}_{:08x}", set.name, fnv1a(FNV_BASIS, text.as_bytes()))
 }
 
 fn matches_mark(field: &str, Mark { value, mask }: Mark) -> String {

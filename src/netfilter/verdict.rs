@@ -1,5 +1,6 @@
 //! Who carries out what a rule says: netfilter alone, or the process. Pure.
 
+use super::names::Named;
 use crate::config::{Config, Outbound, OutboundKind, Rule, Target};
 
 /// Who decides about a flow, and how.
@@ -16,12 +17,18 @@ pub enum By {
 }
 
 /// What a rule comes to for TCP and UDP, for flows of which its other conditions leave no doubt.
-/// With plain values of `domain` only the process can tell.
+/// With plain values of `domain` only the process can tell, unless dnsmasq notes the addresses of just those names.
 pub fn of_rule(cfg: &Config, early_reject: bool, rule: &Rule) -> [By; 2] {
-    if !rule.domain.plain.is_empty() {
+    if !rule.domain.plain.is_empty() && !Named::of(cfg, rule).is_some_and(|named| named.certain) {
         return [By::Process; 2];
     }
     [true, false].map(|tcp| of_target(cfg, early_reject, rule.outbound, tcp))
+}
+
+/// True if the kernel decides anything.
+pub fn decides(cfg: &Config, early_reject: bool) -> bool {
+    let rules = cfg.rules.iter().filter(|rule| rule.active).map(|rule| of_rule(cfg, early_reject, rule));
+    rules.chain([of_default(cfg, early_reject)]).flatten().any(|by| by != By::Process)
 }
 
 /// What `option default` comes to for TCP and UDP.

@@ -118,6 +118,7 @@ impl Mending {
             (Step::Inspecting(_, next), Answer::Damaged(what)) => self.install(next, Some(what), engine, rules),
             (Step::Installing(_, installed, why), Answer::Done) => {
                 rules.installed = *installed;
+                rules.tell_dnsmasq(engine.config());
                 self.installed(why, engine, now);
                 Ok(Step::Idle)
             }

@@ -110,6 +110,15 @@ pub fn run_script(mut command: std::process::Command, limit: Duration) -> Option
     None
 }
 
+/// Sends SIGHUP to another process.
+///
+/// # Errors
+/// Those of kill(2).
+pub fn hang_up(process_id: u32) -> io::Result<()> {
+    let pid = i32::try_from(process_id).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGHUP)?)
+}
+
 /// A signal that the daemon understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {

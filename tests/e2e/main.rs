@@ -13,6 +13,7 @@ mod doctor;
 mod json;
 mod lab;
 mod mirror;
+mod noted;
 mod ns;
 mod passage;
 mod process;

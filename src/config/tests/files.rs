@@ -66,7 +66,7 @@ fn a_set_with_a_url_has_a_list_of_its_own_unless_a_loadfile_says_otherwise() {
             Ok(Box::new(Cursor::new("192.0.2.1\n")))
         });
         let set = &config.expect("it is good").sets[0];
-        assert_eq!(set.source.file.as_deref(), Some(Path::new(wanted)));
+        assert_eq!(set.source.file(), Some(Path::new(wanted)));
         assert_eq!((opened[0].as_str(), set.source.update_interval.as_secs()), (wanted, 21_600));
     }
 }

@@ -49,7 +49,6 @@ f:23: set 'china': entry '192.0.2.0/33' has no prefix length of 0 to 32";
 fn what_a_later_build_has_is_refused_by_name() {
     for (section, lines, expected) in [
         ("globals", "option backend iptables", "globals backend 'iptables'"),
-        ("globals", "option dnsmasq enabled", "globals dnsmasq 'enabled'"),
         ("socks5", "option spare 2", "outbound spare '2'"),
         ("rule", "option start_time 21:30", "rule start_time '21:30'"),
         ("rule", "option weekdays 'Mon Tue'", "rule weekdays 'Mon Tue'"),

@@ -31,6 +31,7 @@ fn config(listeners: Vec<Listener>) -> Config {
             metrics: None,
             drop_stale: false,
             reclassify: false,
+            dnsmasq: false,
             on_event: None,
             kernel_set_max: 1000,
             resolver: Resolver::File("/etc/resolv.conf".into()),
@@ -320,6 +321,16 @@ fn ruled() -> Config {
 fn every_sort_of_rule_is_compiled_in_order() {
     let cfg = ruled();
     golden("verdicts.nft", &render(&cfg, &facts(&cfg)));
+}
+
+#[test]
+fn names_that_dnsmasq_notes_are_decided_by_address() {
+    let mut cfg = ruled();
+    cfg.globals.dnsmasq = true;
+    let mut hosts = rule(6, Target::Drop);
+    hosts.domain.plain = vec![DomainMatch::Name { name: "only.example".into(), only_itself: true }];
+    cfg.rules.push(hosts);
+    golden("noted.nft", &render(&cfg, &facts(&cfg)));
 }
 
 #[test]

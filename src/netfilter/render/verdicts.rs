@@ -10,6 +10,7 @@ use super::text::{address_ranges, device, list, macs, merged, port_ranges};
 use super::{Script, TABLE, set_name};
 use crate::config::{AddressMatch, Config, IpRange, PortRange, Protos, Rule, Set, Values};
 use crate::netfilter::Facts;
+use crate::netfilter::names::{KEPT, Named};
 use crate::netfilter::verdict::{self, By};
 
 /// What stands in a line, and whether it is only part of what the rule asks: then the process decides.
@@ -25,7 +26,7 @@ type Alternatives = Vec<Line>;
 impl<'a> Script<'a> {
     /// True if the kernel decides anything, so that there is a chain to ask.
     pub(super) fn decides(&self) -> bool {
-        self.cfg.globals.kernel_verdicts && !self.decided().is_empty()
+        verdict::decides(self.cfg, self.facts.early_reject)
     }
 
     /// What the kernel decides: the rules by number, and the default.
@@ -47,6 +48,22 @@ impl<'a> Script<'a> {
             let name = name_of(number);
             self.line(format_args!("add chain inet {TABLE} {name}"));
             self.line(format_args!("add counter inet {TABLE} {name}"));
+        }
+        self.declare_noted();
+    }
+
+    /// Sets that dnsmasq fills, each once. An address stays while it is used.
+    fn declare_noted(&mut self) {
+        let cfg = self.cfg;
+        let mut sets: Vec<Named> = cfg.rules.iter().filter_map(|rule| Named::of(cfg, rule)).collect();
+        sets.sort_unstable_by_key(|named| named.set(true));
+        sets.dedup();
+        for named in sets {
+            for (v4, kind) in [(true, "ipv4_addr"), (false, "ipv6_addr")] {
+                let (set, size) = (named.set(v4), cfg.globals.kernel_set_max.max(LEAST_NOTED));
+                let kept = format_args!("flags dynamic,timeout; timeout {KEPT}; size {size};").to_string();
+                self.line(format_args!("add set inet {TABLE} {set} {{ type {kind}; {kept} }}"));
+            }
         }
     }
 
@@ -114,6 +131,9 @@ pub(super) const VERDICTS: &str = "verdicts";
 /// Begins the names of the rules' counters; the number follows.
 pub const RULE: &str = "rule_";
 
+/// Addresses that a set of names has room for, however little memory there is.
+const LEAST_NOTED: u32 = 1024;
+
 /// True if the kernel holds this set for the rules.
 fn fits(cfg: &Config, set: &Set) -> bool {
     set.entries.nets().len() <= cfg.globals.kernel_set_max as usize
@@ -126,8 +146,9 @@ fn lines(cfg: &Config, facts: &Facts, rule: &Rule) -> Vec<String> {
     for matched in alternatives(cfg, facts, rule) {
         let matches = matched.matches.join(" ");
         let process = matched.partly || by == [By::Process; 2];
+        let by_address = Named::of(cfg, rule).is_some();
         let verdict = if process { "return".to_owned() } else { format!("goto {}", name_of(Some(rule.number))) };
-        if rule.domain.is_empty() {
+        if rule.domain.is_empty() || by_address {
             all.push(format!("{matches} {verdict}").trim_start().to_owned());
             continue;
         }
@@ -170,7 +191,8 @@ fn alternatives(cfg: &Config, facts: &Facts, rule: &Rule) -> Alternatives {
     ports(&mut common, "sport", &rule.src_port);
     ports(&mut common, "dport", &rule.dest_port);
     let one_family = rule.families.v4 != rule.families.v6;
-    if rule.src_ip.is_empty() && rule.dest_ip.is_empty() && !one_family {
+    let named = Named::of(cfg, rule);
+    if rule.src_ip.is_empty() && rule.dest_ip.is_empty() && !one_family && named.is_none() {
         return common;
     }
     let mut all = Vec::new();
@@ -181,7 +203,12 @@ fn alternatives(cfg: &Config, facts: &Facts, rule: &Rule) -> Alternatives {
             let mut lines = common.clone();
             demand(&mut lines, super::family_match(v4).into());
             lines = product(&lines, &addresses(cfg, "saddr", v4, &rule.src_ip));
-            all.extend(product(&lines, &addresses(cfg, "daddr", v4, &rule.dest_ip)));
+            lines = product(&lines, &addresses(cfg, "daddr", v4, &rule.dest_ip));
+            if let Some(named) = named {
+                let (ip, set) = (if v4 { "ip" } else { "ip6" }, named.set(v4));
+                demand(&mut lines, format!("{ip} daddr @{set} update @{set} {{ {ip} daddr }}"));
+            }
+            all.append(&mut lines);
         }
     }
     all
