@@ -7,6 +7,7 @@ use crate::resolve::Resolver;
 use crate::session::checks::Checks;
 use crate::session::origin::Origins;
 use crate::session::outbound::OUTBOUNDS_MAX;
+use crate::session::spares::Spares;
 use crate::session::{outbound, redirect, tcp, udp};
 use crate::stats::Stats;
 use crate::store::names::Names;
@@ -70,6 +71,7 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + OUTBOUNDS_MAX * size_of::<outbound::Outbound>()
         + Stats::MEMORY_MAX
         + Checks::MEMORY
+        + Spares::MEMORY
         + control::MEMORY_MAX;
     let variable = SET_COPIES * sets(config) + COPIES * sections(config) + lines_for_dnsmasq(config);
     (fixed + variable + STACK + HELPER + REST) as u64 + mapped_files

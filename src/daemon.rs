@@ -37,7 +37,7 @@ const FAILED: u8 = 1;
 const MISCONFIGURED: u8 = 2;
 
 /// Descriptors besides those of sessions and listeners: epoll, signals, raw sockets, control, resolver, log, helper.
-const SPARE_DESCRIPTORS: u64 = 64;
+const REST: u64 = 64;
 
 /// What the largest tables can need.
 const MOST_DESCRIPTORS: u64 = 4 * 16_384 + 500;
@@ -87,7 +87,13 @@ pub fn descriptors_wanted(config: &Config) -> u64 {
     2 * sessions
         + Pipes::descriptors(Pipes::suiting(globals.relay_memory))
         + 2 * LISTENERS_MAX as u64
-        + SPARE_DESCRIPTORS
+        + spares(config)
+        + REST
+}
+
+/// Connections to servers that are kept open in advance.
+fn spares(config: &Config) -> u64 {
+    config.outbounds.iter().map(|outbound| u64::from(outbound.spare)).sum()
 }
 
 /// Descriptors without which one table alone could not be filled. Between this and [`descriptors_wanted`] the tables share
@@ -95,7 +101,7 @@ pub fn descriptors_wanted(config: &Config) -> u64 {
 pub fn descriptors_needed(config: &Config) -> u64 {
     let globals = &config.globals;
     let largest = (2 * u64::from(globals.tcp_sessions)).max(globals.udp_sessions.into());
-    largest + 2 * config.listeners.len() as u64 + SPARE_DESCRIPTORS
+    largest + 2 * config.listeners.len() as u64 + spares(config) + REST
 }
 
 /// Raises the descriptor limit as far as `config` can use it.

@@ -1,6 +1,6 @@
 //! The loop: one thread, one `mio::Poll`, the only clock. It owns every table and hands each event to whom it belongs.
 
-use crate::config::{self, Config, Families};
+use crate::config::{self, Config, Families, SPARES_MAX};
 use crate::control;
 use crate::error::Error;
 use crate::netfilter::addresses::Addresses;
@@ -15,6 +15,7 @@ use crate::session::outbound::{HeldBack, Limiter, Outbounds};
 use crate::session::pipes::Pipes;
 use crate::session::redirect::Redirects;
 use crate::session::reply::Replies;
+use crate::session::spares::{self, Spares};
 use crate::session::tcp::Tcp;
 use crate::session::udp::Udp;
 use crate::session::{Cx, Owner, Readiness, Words};
@@ -64,6 +65,8 @@ pub mod number {
     pub const NEWS_OF_TABLES: u16 = 97;
     /// Health checks under way.
     pub const CHECK: u16 = 128;
+    /// Spare connections to servers.
+    pub const SPARE: u16 = 160;
     /// The resolver's sockets.
     pub const RESOLVER: u16 = 256;
 }
@@ -75,7 +78,8 @@ const _: () = assert!(number::CONTROL_CLIENT as usize + control::CLIENTS_MAX <= 
 const _: () = assert!(number::METRICS < number::SCRAPE);
 const _: () = assert!(number::SCRAPE as usize + control::SCRAPES_MAX <= number::ADDRESSES as usize);
 const _: () = assert!(number::LISTENER as usize + 2 * LISTENERS_MAX <= number::CHECK as usize);
-const _: () = assert!(number::CHECK as usize + CHECKS_MAX <= number::RESOLVER as usize);
+const _: () = assert!(number::CHECK as usize + CHECKS_MAX <= number::SPARE as usize);
+const _: () = assert!(number::SPARE as usize + SPARES_MAX <= number::RESOLVER as usize);
 const _: () = assert!(LISTENERS_MAX <= u32::BITS as usize);
 
 /// Events that one call of poll returns at most.
@@ -103,6 +107,7 @@ pub struct Engine {
     pool: Pool,
     pipes: Pipes,
     outbounds: Outbounds,
+    spares: Spares,
     /// Not there only while they run.
     checks: Option<Checks>,
     resolver: Resolver,
@@ -157,6 +162,7 @@ impl Engine {
             pool: Pool::new(globals.relay_memory),
             pipes: Pipes::new(Pipes::suiting(globals.relay_memory)),
             outbounds,
+            spares: Spares::new(number::SPARE),
             checks: Some(Checks::new(number::CHECK)),
             resolver,
             policy: Policy::new(&config, &targets),
@@ -240,6 +246,9 @@ impl Engine {
                     let micros = self.micros();
                     self.with_checks(now, |checks, cx| checks.ready(number, Readiness::from(event), micros, cx));
                 }
+                Owner::Process(number) if (number::SPARE..number::SPARE + SPARES_MAX as u16).contains(&number) => {
+                    spares::ready(number, Readiness::from(event), &mut self.split(now).4);
+                }
                 Owner::Process(number) => self.own_event(event.token(), number, now, &mut resolved, own),
                 Owner::Tcp(key, side) => {
                     let (tcp, _, batch, _, mut cx) = self.split(now);
@@ -274,6 +283,7 @@ impl Engine {
             checks.hurry(cx);
             checks.run(micros, cx);
         });
+        spares::run(&mut self.split(now).4);
         self.outbounds.announce(&mut self.stats.events);
         Ok(resolved.iter().any(|(_, outcome)| matches!(outcome, Outcome::Resolved { .. })))
     }
@@ -320,6 +330,8 @@ impl Engine {
             }
             let (tcp, udp, _, _, mut cx) = self.split(now);
             let (sessions, flows) = (tcp.end_bound_to(&gone, &mut cx), udp.end_bound_to(&gone, &mut cx));
+            spares::end_bound_to(&gone, &mut cx);
+            self.with_checks(now, |checks, cx| checks.end_bound_to(&gone, cx));
             if sessions + flows > 0 {
                 log::info!(
                     "lost {gone:?}: {sessions} TCP sessions and {flows} UDP flows that were bound to it have ended"
@@ -381,6 +393,7 @@ impl Engine {
             self.replies.deadline(),
             self.replies.redirects.deadline(),
             self.checks.as_ref().and_then(Checks::deadline),
+            self.spares.deadline(),
         ];
         let deadlines = tables.into_iter().chain([self.accept_again, until]);
         // As of this turn's begin: on many routers the clock is a system call, and a deadline has time.
@@ -413,6 +426,7 @@ impl Engine {
             pool: &mut self.pool,
             pipes: &mut self.pipes,
             outbounds: &mut self.outbounds,
+            spares: &mut self.spares,
             resolver: &mut self.resolver,
             policy: &mut self.policy,
             stats: &mut self.stats,

@@ -15,6 +15,7 @@ use tproxyd::session::origin::Origins;
 use tproxyd::session::outbound::Outbounds;
 use tproxyd::session::pipes::Pipes;
 use tproxyd::session::reply::Replies;
+use tproxyd::session::spares::Spares;
 use tproxyd::session::tcp::Tcp;
 use tproxyd::session::udp::Udp;
 use tproxyd::session::{Cx, Owner, Readiness};
@@ -64,6 +65,7 @@ struct Lab {
     pool: Pool,
     pipes: Pipes,
     outbounds: Outbounds,
+    spares: Spares,
     resolver: Resolver,
     policy: Policy,
     replies: Replies,
@@ -86,6 +88,7 @@ impl Lab {
             pool: Pool::new(1 << 20),
             pipes: Pipes::new(4),
             outbounds: Outbounds::new(),
+            spares: Spares::new(160),
             resolver: Resolver::new(
                 ServersSource::Server("127.0.0.1:9".parse().unwrap()),
                 0,
@@ -109,6 +112,7 @@ impl Lab {
             pool: &mut self.pool,
             pipes: &mut self.pipes,
             outbounds: &mut self.outbounds,
+            spares: &mut self.spares,
             resolver: &mut self.resolver,
             policy: &mut self.policy,
             stats: &mut self.stats,
@@ -144,6 +148,7 @@ impl Lab {
             pool: &mut self.pool,
             pipes: &mut self.pipes,
             outbounds: &mut self.outbounds,
+            spares: &mut self.spares,
             resolver: &mut self.resolver,
             policy: &mut self.policy,
             stats: &mut self.stats,
@@ -165,6 +170,7 @@ impl Lab {
             pool: &mut self.pool,
             pipes: &mut self.pipes,
             outbounds: &mut self.outbounds,
+            spares: &mut self.spares,
             resolver: &mut self.resolver,
             policy: &mut self.policy,
             stats: &mut self.stats,

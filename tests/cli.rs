@@ -53,15 +53,6 @@ fn a_configuration_with_ten_mistakes_names_all_ten_with_their_lines_and_ends_wit
 }
 
 #[test]
-fn what_a_later_build_does_is_refused_by_name() {
-    let text = "config outbound 'hk'\n\toption type 'socks5'\n\toption server 'a.example'\n\toption port '1080'\n\toption spare '2'\n";
-    let output = tproxyd(&["run", "--config", "-"], text);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains(":5: ") && said.contains("spare") && said.contains("not in this build"), "{said}");
-}
-
-#[test]
 fn a_wrong_command_line_ends_with_status_2_and_says_where_help_is() {
     for args in [&[][..], &["rnu"], &["run", "--confg", "x"], &["run", "--config"]] {
         let output = tproxyd(args, "");

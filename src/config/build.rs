@@ -35,6 +35,7 @@ pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, re
     let rules: Vec<Rule> = enabled("rule").map(|section| rule(section, &names, &sets, report)).collect();
 
     cross::no_circle_of_udp_outbounds(&outbounds, sections, report);
+    cross::room_for_spares(&outbounds, sections, report);
     cross::no_port_twice(&listeners, report);
     cross::overlapping_listeners(&listeners, report);
     cross::listeners_without_their_set(&listeners, &sets, report);

@@ -60,6 +60,24 @@ pub(super) fn no_circle_of_udp_outbounds(outbounds: &[Outbound], sections: &[Che
     }
 }
 
+/// Connections kept open in advance have one table.
+pub(super) fn room_for_spares(outbounds: &[Outbound], sections: &[Checked<'_>], report: &mut Report<'_>) {
+    let mut sum = 0;
+    for outbound in outbounds {
+        sum += usize::from(outbound.spare);
+        if sum > SPARES_MAX {
+            let section =
+                sections.iter().find(|section| section.of.name == "outbound" && section.name() == outbound.name);
+            let line = section.map_or(outbound.line, |section| section.line_of("spare"));
+            let message = format!(
+                "outbound '{}': spare: with those before it that makes {sum} connections; expected {SPARES_MAX} at most",
+                outbound.name
+            );
+            return report.error(line, message);
+        }
+    }
+}
+
 /// The same port, family and protocol can be listened on once.
 pub(super) fn no_port_twice(listeners: &[Listener], report: &mut Report<'_>) {
     for (place, later) in listeners.iter().enumerate().filter(|(_, listener)| listener.port != 0) {

@@ -195,7 +195,7 @@ const OUTBOUND: &[Opt] = &[
     opt("member", Kind::Outbound, "", "outbounds of the group").many().only(&["group"]),
     opt("policy", Kind::Word(POLICIES), "failover", "which member takes a flow").only(&["group"]),
     opt("on_all_down", Kind::Word(&[has("reject"), has("direct")]), "reject", "when no member is up").only(&["group"]),
-    opt("spare", Kind::Number(0, 64), "0", "connections to the server kept open in advance").only(SERVED).later(),
+    opt("spare", Kind::Number(0, 64), "0", "connections to the server kept open in advance").only(SERVED),
     opt("check_interval", millis(SECOND, DAY), "30s", "time between two health checks").only(PROXIES),
     opt("check_timeout", millis(100, 60 * SECOND), "5s", "how long a health check waits").only(PROXIES),
     opt("check_target", Kind::HostPort, "", "host:port asked through the proxy").only(PROXIES),

@@ -134,6 +134,30 @@ const FAMILIES: &[Family] = &[
         Samples::Latency,
     ),
     family("tproxyd_outbound_bytes_total", COUNTER, "Payload from clients (up) and to clients (down).", Samples::Bytes),
+    family(
+        "tproxyd_outbound_spare_ready",
+        GAUGE,
+        "Connections to an outbound's server that were opened in advance and wait; no sample without option spare.",
+        Samples::Outbounds(|outbound| (outbound.spare.wanted > 0).then_some(outbound.spare.ready)),
+    ),
+    family(
+        "tproxyd_outbound_spare_used_total",
+        COUNTER,
+        "Sessions and UDP associations that took a connection which was opened in advance.",
+        Samples::Outbounds(|outbound| (outbound.spare.wanted > 0).then_some(outbound.spare.used)),
+    ),
+    family(
+        "tproxyd_outbound_spare_missing_total",
+        COUNTER,
+        "Sessions and UDP associations that found none.",
+        Samples::Outbounds(|outbound| (outbound.spare.wanted > 0).then_some(outbound.spare.missing)),
+    ),
+    family(
+        "tproxyd_outbound_spare_lost_total",
+        COUNTER,
+        "Connections opened in advance that the server ended.",
+        Samples::Outbounds(|outbound| (outbound.spare.wanted > 0).then_some(outbound.spare.lost)),
+    ),
     family("tproxyd_rule_hits_total", COUNTER, "Flows that a rule decided.", Samples::Rules(|rule| rule.hits)),
     family("tproxyd_drops_total", COUNTER, "What was dropped or refused, by reason.", Samples::Drops),
     family(

@@ -3,7 +3,7 @@
 
 use super::answer::{Next, Short};
 use super::request::VERSION;
-use super::subject::{Listener, Outbound, Problem, Rule, Set, Subject};
+use super::subject::{Listener, Outbound, Problem, Rule, Set, Spare, Subject};
 use crate::proto::json::Writer;
 use crate::stats::events::unix_time;
 use crate::stats::{Drop, Table};
@@ -156,6 +156,9 @@ fn outbound(outbound: &Outbound, json: &mut Writer<'_>) -> fmt::Result {
             json.end_object()?;
         }
     }
+    let Spare { wanted, ready, used, missing, lost } = outbound.spare;
+    json.key("spare")?;
+    numbers(json, &[("wanted", wanted), ("ready", ready), ("used", used), ("missing", missing), ("lost", lost)])?;
     json.end_object()
 }
 

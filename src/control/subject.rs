@@ -276,6 +276,23 @@ pub struct Outbound {
     pub latency_ms: Option<u32>,
     /// When a session could not be connected last, in seconds since 1970, and why.
     pub last_error: Option<(u64, Bounded<160>)>,
+    /// Connections to its server that were opened in advance.
+    pub spare: Spare,
+}
+
+/// What an outbound has of connections that were opened in advance.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Spare {
+    /// `option spare`.
+    pub wanted: u64,
+    /// How many stand now.
+    pub ready: u64,
+    /// How often one was taken.
+    pub used: u64,
+    /// How often there was none.
+    pub missing: u64,
+    /// How many the server ended.
+    pub lost: u64,
 }
 
 /// Whether an outbound works.

@@ -101,6 +101,7 @@ impl Subject for Fake {
             errors: u64::MAX,
             latency_ms: Some(1234),
             last_error: Some((1_800_000_001, crate::stats::events::Bounded::of("refused"))),
+            spare: Spare { wanted: 3, ready: 2, ..Spare::default() },
         };
         vec![outbound]
     }
@@ -429,7 +430,7 @@ fn the_status_has_every_part() {
         "\"pool\":{\"lent\":0,\"peak\":3,\"capacity\":8,\"empty\":0},\"destinations\":{\"used\":5,\"evicted\":6},",
         "\"names\":{\"used\":0,\"limit\":0,\"refused\":0},\"nameless\":0,\"no_mac\":0,",
         "\"by_rule\":1,",
-        "\"errors\":18446744073709551615,\"last_error\":{\"time\":1800000001,\"text\":\"refused\"}}",
+        "\"errors\":18446744073709551615,\"last_error\":{\"time\":1800000001,\"text\":\"refused\"},\"spare\":{\"wanted\":3,\"ready\":2,\"used\":0,\"missing\":0,\"lost\":0}}",
         "\"descriptors\":{\"limit\":1024},\"problem_count\":2,\"problems\":[{\"time\":1800000000,\"level\":\"error\",\"text\":\"problem 0\"},",
     ] {
         assert!(answer.contains(part), "{part}\n{answer}");

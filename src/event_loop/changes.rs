@@ -40,6 +40,7 @@ impl Engine {
         policy.adopt_hits(&self.policy);
         self.policy = policy;
         self.with_checks(now, |checks, _| checks.restart(now));
+        self.spares.look_again(now);
         self.udp.forget_verdicts();
         log::set_max_level(globals.log_level);
         self.shares.allow(globals.client_sessions as u16);

@@ -5,7 +5,7 @@ use crate::budget::{self, Tables};
 use crate::config::{Entries, OutboundKind, Target, lists};
 use crate::control::{
     Asked, ClientRow, Clients, Explained, Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, Set,
-    State, Subject, Totals, Way,
+    Spare, State, Subject, Totals, Way,
 };
 use crate::error::Error;
 use crate::log_sink;
@@ -13,7 +13,7 @@ use crate::netfilter::render::RULE;
 use crate::netfilter::{counters, neighbours};
 use crate::policy::Proto;
 use crate::session::tcp::View;
-use crate::session::{Owner, outbound};
+use crate::session::{Owner, outbound, spares};
 use crate::stats::Stats;
 use crate::stats::clients::Sums;
 use crate::stats::events::unix_time;
@@ -148,6 +148,9 @@ impl Subject for Engine {
 
     fn outbounds(&self) -> Vec<Outbound> {
         let mut all: Vec<Outbound> = self.outbounds.iter().map(|(_, outbound)| shown(outbound)).collect();
+        for (one, index) in all.iter_mut().zip(0..) {
+            one.spare.ready = spares::count(&self.spares, index).into();
+        }
         for view in self.tcp.views().chain(self.udp.views()) {
             let by_member = (view.group != view.outbound).then_some(view.outbound);
             for index in [Some(view.group), by_member].into_iter().flatten() {
@@ -252,9 +255,11 @@ const NOTHING_COUNTED: Outbound = Outbound {
     errors: 0,
     latency_ms: None,
     last_error: None,
+    spare: Spare { wanted: 0, ready: 0, used: 0, missing: 0, lost: 0 },
 };
 
 fn shown(outbound: &outbound::Outbound) -> Outbound {
+    let stock = &outbound.spares;
     Outbound {
         name: outbound.name.clone(),
         kind: outbound.kind(),
@@ -269,6 +274,13 @@ fn shown(outbound: &outbound::Outbound) -> Outbound {
         errors: outbound.errors,
         latency_ms: outbound.latency_ms(),
         last_error: outbound.last_error.clone(),
+        spare: Spare {
+            wanted: stock.wanted.into(),
+            ready: 0,
+            used: stock.used,
+            missing: stock.missing,
+            lost: stock.lost,
+        },
     }
 }
 
@@ -277,9 +289,14 @@ fn merge(old: &mut Outbound, new: Outbound, configured: bool) {
     if configured {
         (old.kind, old.state, old.latency_ms) = (new.kind, new.state, new.latency_ms);
         old.last_error = new.last_error.or(old.last_error.take());
+        old.spare.wanted = new.spare.wanted;
     }
     old.sessions += new.sessions;
     old.bytes_up += new.bytes_up;
     old.bytes_down += new.bytes_down;
     old.errors += new.errors;
+    old.spare.ready += new.spare.ready;
+    old.spare.used += new.spare.used;
+    old.spare.missing += new.spare.missing;
+    old.spare.lost += new.spare.lost;
 }

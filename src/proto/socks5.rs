@@ -41,6 +41,7 @@ pub struct Handshake {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Greet,
+    Request,
     AwaitMethod,
     AwaitAuth,
     AwaitReply,
@@ -110,6 +111,12 @@ impl Handshake {
         Handshake { target, command, with_auth, stage: Stage::Greet }
     }
 
+    /// One that goes on where the server has taken us in already, by a handshake for [`Command::Greet`].
+    #[must_use]
+    pub fn welcomed(self) -> Self {
+        Handshake { stage: Stage::Request, ..self }
+    }
+
     /// Goes on as far as `input` allows. The first step needs no input and yields the greeting.
     ///
     /// `credentials` are username and password, 1 to 255 octets each. `input` is everything that has come and was not
@@ -143,6 +150,7 @@ impl Handshake {
                 put_greeting(&mut out, self.with_auth).ok_or(Refusal::OutputTooSmall)?;
                 Ok(self.send(&input, &out, Stage::AwaitMethod))
             }
+            Stage::Request => self.request(name, &input, &mut out),
             Stage::AwaitMethod => match read_method(&mut input, self.with_auth)? {
                 None => Ok(Step::NeedMore),
                 Some(NO_AUTH) => self.request(name, &input, &mut out),
@@ -173,7 +181,7 @@ impl Handshake {
     /// shorter than any with an address: then up to three octets of payload may come along.)
     pub fn wanted(&self, input: &[u8]) -> usize {
         let whole = match self.stage {
-            Stage::Greet | Stage::Over => 0,
+            Stage::Greet | Stage::Request | Stage::Over => 0,
             Stage::AwaitMethod | Stage::AwaitAuth => 2,
             Stage::AwaitReply => match (input.get(3), input.get(4)) {
                 (Some(&ATYP_V6), _) => 22,
@@ -189,7 +197,7 @@ impl Handshake {
         match self.stage {
             Stage::Greet | Stage::AwaitMethod => "greeting",
             Stage::AwaitAuth => "username and password",
-            Stage::AwaitReply | Stage::Over => "request",
+            Stage::Request | Stage::AwaitReply | Stage::Over => "request",
         }
     }
 

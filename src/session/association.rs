@@ -5,7 +5,7 @@ use super::mapping::{Mapping, Stage, open_udp, register};
 use super::outbound::{Outbound, Tried};
 use super::reply::Replies;
 use super::udp::Udp;
-use super::{CloseReason, Cx, Owner, Readiness, Side};
+use super::{CloseReason, Cx, Owner, Readiness, Side, spares};
 use crate::proto::socks5::{Bound, Command};
 use crate::resolve::NameId;
 use crate::stats::Drop;
@@ -33,6 +33,26 @@ const PENALTY: Duration = Duration::from_secs(1);
 /// Our own address is not known before we send: RFC 1928 section 7 asks for zeros then.
 const UNKNOWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
+/// Goes by a connection that was opened in advance, if there is one, else by the first address.
+pub(super) fn set_out(udp: &mut Udp, key: Key, cx: &mut Cx<'_>) {
+    let Some(mapping) = udp.mappings.get_mut(key) else { return };
+    let timeout = cx.outbounds.get(mapping.via).connect_timeout / 2;
+    match spares::take(mapping.via, Owner::Udp(key, Side::Far), &ask(mapping.client.address()), cx) {
+        Some((fd, dial)) => wait_for(udp, key, fd, dial, timeout, cx),
+        None => dial(udp, key, 0, cx),
+    }
+}
+
+/// A connection stands or is under way: what it says decides.
+fn wait_for(udp: &mut Udp, key: Key, fd: OwnedFd, dial: Dial, timeout: Duration, cx: &Cx<'_>) {
+    let Some(mapping) = udp.mappings.get_mut(key) else { return };
+    mapping.control = Some(fd);
+    mapping.stage = Stage::Dialling;
+    let tried = udp.dials.remove(mapping.dial).map_or(Tried::new(), |before| before.tried);
+    mapping.dial = udp.dials.insert(dial.after(tried)).unwrap_or(Key::NONE);
+    udp.timers.set(key.slot, cx.now.after(timeout));
+}
+
 /// Tries the `attempt`th address of the mapping's outbound and, where the call itself fails, those after it.
 pub(super) fn dial(udp: &mut Udp, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
     loop {
@@ -57,14 +77,7 @@ pub(super) fn dial(udp: &mut Udp, key: Key, mut attempt: u8, cx: &mut Cx<'_>) {
             Ok(fd)
         });
         match started {
-            Ok(fd) => {
-                mapping.control = Some(fd);
-                mapping.stage = Stage::Dialling;
-                let tried = udp.dials.remove(mapping.dial).map_or(Tried::new(), |before| before.tried);
-                mapping.dial = udp.dials.insert(dial.after(tried)).unwrap_or(Key::NONE);
-                udp.timers.set(key.slot, cx.now.after(timeout));
-                return;
-            }
+            Ok(fd) => return wait_for(udp, key, fd, dial, timeout, cx),
             Err(failure) if failure.is_of_address() && more => {
                 refresh(mapping, cx);
                 attempt += 1;
@@ -167,6 +180,10 @@ fn retry(udp: &mut Udp, key: Key, failure: Failure, cx: &mut Cx<'_>) {
     let dial = udp.dials.get(mapping.dial);
     let (attempt, address, connected) =
         dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
+    if dial.is_some_and(Dial::is_spare) && !failure.says_no_udp() {
+        spares::lost_in_use(mapping.via, cx);
+        return self::dial(udp, key, 0, cx);
+    }
     let of_address = failure.is_of_address() && !connected;
     let more = cx.outbounds.get(mapping.via).address(attempt + 1, UNKNOWN, cx.resolver).is_some();
     if of_address {

@@ -1,6 +1,7 @@
 //! Health checks: from time to time each outbound that is to be checked is dialled as a session would dial it, up to the
 //! greeting and authentication or, with a target, through the proxy to it.
 
+use super::departed::is_bound_to;
 use super::dial::{self, Ask, Dial, Failure, Progress};
 use super::outbound::Outbound;
 use super::{Cx, Owner, Readiness};
@@ -52,6 +53,19 @@ impl Checks {
     pub fn restart(&mut self, now: Tick) {
         self.slots.fill_with(|| None);
         self.next = Some(now);
+    }
+
+    /// Gives up those that are bound to one of `gone`, and begins them anew.
+    pub fn end_bound_to(&mut self, gone: &[IpAddr], cx: &mut Cx<'_>) {
+        for slot in &mut self.slots {
+            if let Some(check) = slot
+                && is_bound_to(check.fd.as_fd(), gone)
+            {
+                cx.outbounds.get_mut(check.outbound).next_check = Some(cx.now);
+                self.next = Some(cx.now);
+                *slot = None;
+            }
+        }
     }
 
     /// When [`Self::run`] has something to do.

@@ -44,6 +44,6 @@ impl Udp {
     }
 }
 
-fn is_bound_to(fd: BorrowedFd<'_>, addresses: &[IpAddr]) -> bool {
+pub(super) fn is_bound_to(fd: BorrowedFd<'_>, addresses: &[IpAddr]) -> bool {
     socket::local_address(fd).is_ok_and(|local| addresses.contains(&local.ip()))
 }

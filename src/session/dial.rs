@@ -24,6 +24,8 @@ pub struct Dial {
     pub tried: Tried,
     /// Connected; the handshake is under way.
     connected: bool,
+    /// Its connection was opened in advance.
+    spare: bool,
     talk: Talk,
     input: [u8; INPUT_MAX],
     have: u16,
@@ -42,6 +44,22 @@ enum Talk {
     HttpRequest,
     /// The answer is awaited.
     HttpAnswer(http::Scanner),
+}
+
+impl Talk {
+    /// All that is to be said.
+    fn with(outbound: &Outbound, ask: &Ask<'_>) -> Talk {
+        match &outbound.way {
+            Way::Direct | Way::Group { .. } | Way::Forward { send_proxy: None, .. } => Talk::Silence,
+            #[cfg(feature = "shadowsocks")]
+            Way::Shadowsocks { .. } => Talk::Silence,
+            Way::Forward { send_proxy: Some(version), .. } => Talk::Header(*version),
+            Way::Http { .. } => Talk::HttpRequest,
+            Way::Socks5 { credentials, .. } => {
+                Talk::Socks5(socks5::Handshake::new(ask.command, ask.target, credentials.is_some()))
+            }
+        }
+    }
 }
 
 /// What is asked of an outbound.
@@ -187,23 +205,44 @@ pub fn set_keepalive_or_warn(fd: BorrowedFd<'_>) {
 impl Dial {
     /// A dial whose connect is under way to `address`, the `attempt`th of the outbound.
     pub fn new(outbound: &Outbound, attempt: u8, address: SocketAddr, ask: &Ask<'_>) -> Dial {
-        let talk = match &outbound.way {
-            Way::Direct | Way::Group { .. } | Way::Forward { send_proxy: None, .. } => Talk::Silence,
-            #[cfg(feature = "shadowsocks")]
-            Way::Shadowsocks { .. } => Talk::Silence,
-            Way::Forward { send_proxy: Some(version), .. } => Talk::Header(*version),
-            Way::Http { .. } => Talk::HttpRequest,
-            Way::Socks5 { credentials, .. } => {
-                Talk::Socks5(socks5::Handshake::new(ask.command, ask.target, credentials.is_some()))
-            }
-        };
-        Dial { attempt, address, tried: Tried::new(), connected: false, talk, input: [0; INPUT_MAX], have: 0 }
+        let talk = Talk::with(outbound, ask);
+        Dial { attempt, talk, ..Dial::silent(address) }
+    }
+
+    fn silent(address: SocketAddr) -> Dial {
+        let (talk, input) = (Talk::Silence, [0; INPUT_MAX]);
+        Dial { attempt: 0, address, tried: Tried::new(), connected: false, spare: false, talk, input, have: 0 }
     }
 
     /// One that only remembers which members were tried.
     pub fn none(tried: Tried) -> Dial {
-        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        Dial { attempt: 0, address, tried, connected: false, talk: Talk::Silence, input: [0; INPUT_MAX], have: 0 }
+        Dial { tried, ..Dial::silent(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)) }
+    }
+
+    /// One that goes as far as it can before anybody says where to, at `address`.
+    pub fn in_advance(outbound: &Outbound, address: SocketAddr) -> Dial {
+        let talk = match &outbound.way {
+            Way::Socks5 { credentials, .. } => {
+                Talk::Socks5(socks5::Handshake::new(Command::Greet, address, credentials.is_some()))
+            }
+            _ => Talk::Silence,
+        };
+        Dial { talk, ..Dial::silent(address) }
+    }
+
+    /// The rest of what [`Self::in_advance`] has begun.
+    #[must_use]
+    pub fn resumed(self, outbound: &Outbound, ask: &Ask<'_>) -> Dial {
+        let talk = match Talk::with(outbound, ask) {
+            Talk::Socks5(handshake) => Talk::Socks5(handshake.welcomed()),
+            other => other,
+        };
+        Dial { talk, spare: true, have: 0, ..self }
+    }
+
+    /// Whether its connection was opened in advance. If that fails, a fresh one may not.
+    pub fn is_spare(&self) -> bool {
+        self.spare
     }
 
     /// The same, after these members were tried.

@@ -23,6 +23,7 @@ pub mod reply;
 mod sealed;
 #[cfg(feature = "shadowsocks")]
 mod sealed_udp;
+pub mod spares;
 pub mod tcp;
 pub mod udp;
 
@@ -39,6 +40,7 @@ use mio::Token;
 use origin::Origins;
 use outbound::Outbounds;
 use pipes::Pipes;
+use spares::Spares;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -56,6 +58,8 @@ pub struct Cx<'a> {
     pub pipes: &'a mut Pipes,
     /// The ways out.
     pub outbounds: &'a mut Outbounds,
+    /// Connections to their servers that were opened in advance.
+    pub spares: &'a mut Spares,
     /// Names of the outbounds' servers.
     pub resolver: &'a mut Resolver,
     /// The rules.

@@ -1,5 +1,6 @@
 //! The ways out as the running process keeps them: configuration, counters, and which address of a server works.
 
+use super::spares::Stock;
 use crate::config::{Check, Credentials, GroupPolicy, Host, SendProxy, Target};
 pub use crate::policy::group::{Health, State};
 use crate::proto::proxy_header::Version;
@@ -38,6 +39,10 @@ pub struct Outbound {
     pub keep_source: bool,
     /// Whether datagrams go to the server's own port.
     pub sends_udp: bool,
+    /// Connections to its server that are opened in advance.
+    pub spares: Stock,
+    /// Changes with the way, and with how its packets leave.
+    pub epoch: u32,
     /// Still in the configuration. One that is not lives on until its sessions end.
     pub configured: bool,
     /// Which of the server's addresses worked last.
@@ -170,6 +175,8 @@ impl Outbound {
             send_domain: false,
             keep_source: false,
             sends_udp: false,
+            spares: Stock::default(),
+            epoch: 0,
             configured: true,
             preferred: 0,
             sessions: 0,

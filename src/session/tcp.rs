@@ -397,7 +397,13 @@ impl Tcp {
 }
 
 /// Registers once for everything that an edge can say; closing the descriptor takes it out again.
-fn register(registry: &mio::Registry, fd: i32, owner: Owner) -> std::io::Result<()> {
-    let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-    registry.register(&mut SourceFd(&fd), owner.token(), interest)
+pub(super) fn register(registry: &mio::Registry, fd: i32, owner: Owner) -> std::io::Result<()> {
+    registry.register(&mut SourceFd(&fd), owner.token(), EVERYTHING)
 }
+
+/// What is registered becomes `owner`'s, to whom everything that is the case is told anew.
+pub(super) fn reregister(registry: &mio::Registry, fd: i32, owner: Owner) -> std::io::Result<()> {
+    registry.reregister(&mut SourceFd(&fd), owner.token(), EVERYTHING)
+}
+
+const EVERYTHING: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);

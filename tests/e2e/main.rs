@@ -48,6 +48,7 @@ mod router;
 mod segment;
 #[cfg(feature = "shadowsocks")]
 mod shadowsocks;
+mod spares;
 mod tcp;
 mod told;
 mod udp;

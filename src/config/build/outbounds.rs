@@ -48,6 +48,7 @@ pub(super) fn build(section: &Checked<'_>, names: &Names, globals: &Globals, rep
         fwmark: fwmark(section, globals, report),
         send_domain: section.flag("send_domain"),
         keep_source: section.flag("keep_source"),
+        spare: spare(section, report),
         check: CHECKS.iter().any(|option| section.has(option)).then(|| check(section)),
     }
 }
@@ -189,6 +190,19 @@ fn carries_udp(section: &Checked<'_>, kind: &OutboundKind, report: &mut Report<'
         report.warn(section.line_of("udp"), message);
     }
     udp && kind.can_carry_udp()
+}
+
+/// `option spare`. A connection in a client's name can't be opened before that is known.
+fn spare(section: &Checked<'_>, report: &mut Report<'_>) -> u8 {
+    let spare = section.number("spare").and_then(|count| u8::try_from(count).ok()).unwrap_or(0);
+    if spare > 0 && section.flag("keep_source") {
+        let message = format!(
+            "{}: spare with keep_source: a connection in the client's name can't be opened before the client is known",
+            section.title
+        );
+        report.error(section.line_of("spare"), message);
+    }
+    spare
 }
 
 fn device(section: &Checked<'_>, report: &mut Report<'_>) -> Option<String> {

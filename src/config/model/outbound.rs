@@ -35,9 +35,14 @@ pub struct Outbound {
     pub send_domain: bool,
     /// `option keep_source`: the server sees the client's own address.
     pub keep_source: bool,
+    /// `option spare`: connections to the server that are kept open in advance.
+    pub spare: u8,
     /// How its health is checked; `None`: nobody asked for that.
     pub check: Option<Check>,
 }
+
+/// Most connections that all outbounds together may keep open in advance.
+pub const SPARES_MAX: usize = 64;
 
 /// Health checks: `option check_*`, `rise`, `fall`.
 #[derive(Debug, Clone, PartialEq, Eq)]

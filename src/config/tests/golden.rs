@@ -49,7 +49,6 @@ f:23: set 'china': entry '192.0.2.0/33' has no prefix length of 0 to 32";
 fn what_a_later_build_has_is_refused_by_name() {
     for (section, lines, expected) in [
         ("globals", "option backend iptables", "globals backend 'iptables'"),
-        ("socks5", "option spare 2", "outbound spare '2'"),
         ("rule", "option start_time 21:30", "rule start_time '21:30'"),
         ("rule", "option weekdays 'Mon Tue'", "rule weekdays 'Mon Tue'"),
         ("rule", "option rate 10M", "rule rate '10M'"),
@@ -58,6 +57,23 @@ fn what_a_later_build_has_is_refused_by_name() {
     ] {
         assert_eq!(errors_in(section, lines), [format!("f:1: {expected} is not in this build")], "{lines}");
     }
+}
+
+#[test]
+fn connections_in_advance_have_room_and_a_sender() {
+    let outbound = |name: &str, more: &str| {
+        format!("config outbound {name}; option type forward; option server a.example; option port 80; {more}\n")
+    };
+    assert_eq!(fine(&outbound("a", "option spare 64")).outbounds[0].spare, 64);
+    assert_eq!(
+        errors(&(outbound("a", "option spare 40") + &outbound("b", "option spare 25"))),
+        ["f:2: outbound 'b': spare: with those before it that makes 65 connections; expected 64 at most"]
+    );
+    assert_eq!(
+        errors(&outbound("a", "option spare 1; option keep_source 1")),
+        ["f:1: outbound 'a': spare with keep_source: a connection in the client's name can't be opened before the \
+             client is known"]
+    );
 }
 
 #[test]
@@ -188,7 +204,7 @@ config globals
 	option sniff_timeout 300ms
 	option kernel_set_max auto
 config outbound a; option type direct; option keep_source 0; option full_cone 1
-config outbound b; option type socks5; option enabled 0; option method aes-128-gcm; option spare 5
+config outbound b; option type socks5; option enabled 0; option method aes-128-gcm
 config rule; option outbound a; option utc_time 0; option quota_period month
 ";
     fine(text);

@@ -59,6 +59,15 @@ fn converse(handshake: &mut Handshake, pieces: &[&[u8]]) -> Result<(Bound, Vec<u
 }
 
 #[test]
+fn who_has_been_taken_in_before_begins_with_the_request() {
+    let mut handshake = Handshake::new(Command::Connect, target(), true).welcomed();
+    assert_eq!((handshake.wanted(b""), handshake.awaits()), (0, "request"));
+    let (first, sent) = step(&mut handshake, b"");
+    assert_eq!((first, &sent[..3]), (Ok(Step::Send { used: 0, n: sent.len() }), &[5, 1, 0][..]));
+    assert_eq!(step(&mut handshake, b"").0, Ok(Step::NeedMore));
+}
+
+#[test]
 fn the_state_of_a_handshake_is_small() {
     assert!(size_of::<Handshake>() <= 40, "{} bytes", size_of::<Handshake>());
 }

@@ -33,6 +33,8 @@ const MEMBERS_MAX: usize = 32;
 /// All ways out. An index stays the same over reloads for as long as sessions may hold it.
 pub struct Outbounds {
     list: Vec<Outbound>,
+    /// The latest [`Outbound::epoch`].
+    epoch: u32,
 }
 
 impl Outbounds {
@@ -40,7 +42,7 @@ impl Outbounds {
     pub fn new() -> Outbounds {
         let mut list = Vec::with_capacity(OUTBOUNDS_MAX);
         list.push(Outbound::direct());
-        Outbounds { list }
+        Outbounds { list, epoch: 0 }
     }
 
     /// Whether [`Self::adopt`] has room for the outbounds of `config`, and the resolver for their names.
@@ -141,7 +143,12 @@ impl Outbounds {
             }
         };
         let index = self.slot_for(&section.name, &way);
+        self.epoch = self.epoch.wrapping_add(1);
         let outbound = &mut self.list[index];
+        if outbound.way != way || outbound.device != section.device || outbound.fwmark != section.fwmark {
+            outbound.epoch = self.epoch;
+        }
+        outbound.spares.wanted = section.spare;
         if outbound.way != way || outbound.check != section.check {
             (outbound.health, outbound.latency) = (Health::UNKNOWN, None);
             outbound.next_check = None;

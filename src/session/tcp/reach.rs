@@ -10,10 +10,11 @@ use crate::session::outbound::{Chosen, Tried};
 use crate::session::sealed;
 #[cfg(feature = "shadowsocks")]
 use crate::session::tcp::Session;
-use crate::session::{CloseReason, Cx, Owner, Readiness, Side};
+use crate::session::{CloseReason, Cx, Owner, Readiness, Side, spares};
 use crate::store::slab::Key;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 impl Tcp {
     /// Sends a session on its way whose outbound has been decided.
@@ -39,11 +40,34 @@ impl Tcp {
                 if via != session.outbound {
                     cx.outbounds.get_mut(via).sessions += 1;
                 }
-                self.dial_at(key, 0, tried, cx);
+                self.set_out(key, tried, cx);
                 true
             }
             Chosen::Nobody => false,
         }
+    }
+
+    /// Goes by a connection that was opened in advance, if there is one, else by the first address.
+    fn set_out(&mut self, key: Key, tried: Tried, cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let outbound = cx.outbounds.get(session.via);
+        // its server may be gone without a word: there is to be time for a fresh one
+        let timeout = outbound.connect_timeout / 2;
+        let name = session.name_to_say(outbound.send_domain, cx.names);
+        match spares::take(session.via, Owner::Tcp(key, Side::Far), &session.ask(name.as_deref()), cx) {
+            Some((fd, dial)) => self.wait_for(key, fd, dial.after(tried), timeout, cx),
+            None => self.dial_at(key, 0, tried, cx),
+        }
+    }
+
+    /// A connection stands or is under way: what it says decides.
+    fn wait_for(&mut self, key: Key, fd: OwnedFd, dial: Dial, timeout: Duration, cx: &Cx<'_>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.far.connect(fd);
+        session.stage = Stage::Dialling;
+        self.dials.remove(session.dial);
+        session.dial = self.dials.insert(dial).unwrap_or(Key::NONE);
+        self.timers.set(key.slot, cx.now.after(timeout));
     }
 
     /// Tries the `attempt`th address of the way and, where the call itself fails, those after it.
@@ -73,14 +97,7 @@ impl Tcp {
                 Ok(fd)
             });
             match started {
-                Ok(fd) => {
-                    session.far.connect(fd);
-                    session.stage = Stage::Dialling;
-                    self.dials.remove(session.dial);
-                    session.dial = self.dials.insert(dial).unwrap_or(Key::NONE);
-                    self.timers.set(key.slot, cx.now.after(timeout));
-                    return;
-                }
+                Ok(fd) => return self.wait_for(key, fd, dial, timeout, cx),
                 Err(failure) if failure.is_of_address() && more => {
                     self.note_dead_address(key, cx);
                     attempt += 1;
@@ -150,6 +167,11 @@ impl Tcp {
         let (attempt, address, connected) =
             dial.map_or((0, None, false), |dial| (dial.attempt, Some(dial.address), dial.is_connected()));
         let tried = dial.map_or(Tried::new(), |dial| dial.tried.clone());
+        if dial.is_some_and(Dial::is_spare) && !failure.is_of_destination() {
+            log::debug!("{failure} at {address:?} over a spare connection, trying a fresh one");
+            spares::lost_in_use(session.via, cx);
+            return self.dial_at(key, 0, tried, cx);
+        }
         let of_address = failure.is_of_address() && !connected;
         let more = session.address(attempt + 1, cx).is_some();
         if of_address {

@@ -122,7 +122,7 @@ impl Udp {
             #[cfg(feature = "shadowsocks")]
             Way::Shadowsocks { .. } => fixed::reach(self, key, cx),
             // HTTP never gets here: `udp_outbound` has taken its place when the flow was decided
-            Way::Http { .. } | Way::Group { .. } | Way::Socks5 { .. } => association::dial(self, key, 0, cx),
+            Way::Http { .. } | Way::Group { .. } | Way::Socks5 { .. } => association::set_out(self, key, cx),
         }
     }
 
