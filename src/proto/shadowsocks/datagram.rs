@@ -28,7 +28,13 @@ struct Window {
     newest: u64,
     /// Bit n: the one n before the newest has come.
     seen: u64,
+    /// When one has come last, in seconds since 1970.
+    heard: u64,
 }
+
+/// How long the server's session before is remembered after its last datagram, and no third one is believed, in seconds
+/// (SIP022 section 3.2.4): what is played back of a forgotten one would look new.
+const REMEMBERED: u64 = 60;
 
 impl Window {
     /// Whether the datagram of this number is new; then it is not any more.
@@ -136,6 +142,8 @@ impl Session {
     /// Why it is to be dropped.
     pub fn open(&mut self, key: &MasterKey, datagram: &mut [u8], now: u64) -> Result<Opened, Refusal> {
         let len = datagram.len();
+        // the server's session and the datagram's number in it, of SIP022
+        let mut number = [0; 16];
         let (text, start) = match key.method {
             Method::Blake3ChaCha20Poly1305 => {
                 let (nonce, body) = datagram.split_at_mut_checked(24).ok_or(Refusal::Malformed)?;
@@ -145,7 +153,7 @@ impl Session {
                 let opened = cipher.decrypt_in_place_detached((&*nonce).into(), &[], text, (&*tag).into());
                 opened.map_err(|_| Refusal::NotAuthentic)?;
                 let (header, text) = text.split_at_checked(16).ok_or(Refusal::Malformed)?;
-                self.check_number(header)?;
+                number = header.try_into().map_err(|_| Refusal::Malformed)?;
                 (text, 24 + 16)
             }
             method if method.is_2022() => {
@@ -154,7 +162,7 @@ impl Session {
                 key.block(&mut header, false);
                 let nonce = header[4..].try_into().map_err(|_| Refusal::Malformed)?;
                 let text = key.subkey(&header[..8]).cipher().open(nonce, body).ok_or(Refusal::NotAuthentic)?;
-                self.check_number(&header)?;
+                number = header;
                 (&*text, 16)
             }
             method => {
@@ -177,22 +185,32 @@ impl Session {
                 _ => return Err(Refusal::WrongType),
             }
             reader.take(padding.into()).ok_or(Refusal::Malformed)?;
+            // last: what is not for us, or too old, must not push the server's sessions out
+            self.check_number(number, now)?;
         }
         let Ok(Some(Endpoint::Address(from))) = read_address(&mut reader) else { return Err(Refusal::Malformed) };
         let start = start + reader.used();
         Ok(Opened { from, start, len: len - TAG - start })
     }
 
-    /// The server's session and the datagram's number in it; only what is authentic is asked about.
-    fn check_number(&mut self, header: &[u8]) -> Result<(), Refusal> {
+    /// Whether the datagram of this number is new; only what is authentic and for us is asked about.
+    fn check_number(&mut self, header: [u8; 16], now: u64) -> Result<(), Refusal> {
         let (id, number) = header.split_at(8);
         let id: [u8; 8] = id.try_into().map_err(|_| Refusal::Malformed)?;
         let number = u64::from_be_bytes(number.try_into().map_err(|_| Refusal::Malformed)?);
+        let is_remembered = self.before.is_some_and(|before| now.saturating_sub(before.heard) < REMEMBERED);
         let known = [&mut self.theirs, &mut self.before].into_iter().flatten().find(|window| window.id == id);
         let fresh = match known {
-            Some(window) => window.admit(number),
+            Some(window) => {
+                let fresh = window.admit(number);
+                if fresh {
+                    window.heard = now;
+                }
+                fresh
+            }
+            None if is_remembered => false,
             None => {
-                self.before = self.theirs.replace(Window { id, newest: number, seen: 1 });
+                self.before = self.theirs.replace(Window { id, newest: number, seen: 1, heard: now });
                 true
             }
         };

@@ -165,10 +165,10 @@ fn datagrams_come_back_and_none_of_2022_twice() {
             );
             continue;
         }
-        let reply = |number: u64, id: u64, stamp: u64| {
+        let reply = |session: u64, number: u64, id: u64, stamp: u64| {
             let body = [&[1][..], &stamp.to_be_bytes(), &id.to_be_bytes(), &[0, 3, 0, 0, 0]].concat();
             let body = [&body[..], &[1, 203, 0, 113, 1, 1, 0xbb], b"answer", &[0; TAG]].concat();
-            let header = [&99u64.to_be_bytes()[..], &number.to_be_bytes()].concat();
+            let header = [&session.to_be_bytes()[..], &number.to_be_bytes()].concat();
             if method == Method::Blake3ChaCha20Poly1305 {
                 let cipher = chacha20poly1305::XChaCha20Poly1305::new(key.octets().into());
                 let mut text = [&header[..], &body[..body.len() - TAG]].concat();
@@ -181,12 +181,13 @@ fn datagrams_come_back_and_none_of_2022_twice() {
             key.block(&mut block, true);
             [&block[..], &sealed].concat()
         };
-        let mut take = |number, id, stamp| {
-            let mut datagram = reply(number, id, stamp);
-            let opened = client.open(&key, &mut datagram, NOW)?;
+        let mut take_at = |session, number, id, stamp, now| {
+            let mut datagram = reply(session, number, id, stamp);
+            let opened = client.open(&key, &mut datagram, now)?;
             assert_eq!(&datagram[opened.start..opened.start + opened.len], b"answer", "{name}");
             Ok(opened.from)
         };
+        let mut take = |number, id, stamp| take_at(99, number, id, stamp, NOW);
         assert_eq!(take(5, 77, NOW), Ok(target().address));
         assert_eq!(take(5, 77, NOW), Err(Refusal::Replayed));
         assert_eq!(take(3, 77, NOW), Ok(target().address));
@@ -195,6 +196,19 @@ fn datagrams_come_back_and_none_of_2022_twice() {
         assert_eq!(take(6, 77, NOW), Err(Refusal::Replayed), "too old to tell");
         assert_eq!(take(501, 78, NOW), Err(Refusal::Replayed), "another client's");
         assert_eq!(take(502, 77, NOW - 31), Err(Refusal::WrongTime));
+        // the server begins a session anew; what it sent in the one before may still be on its way
+        let from = Ok(target().address);
+        assert_eq!(take_at(100, 0, 77, NOW, NOW), from);
+        assert_eq!(take_at(99, 501, 77, NOW, NOW), from);
+        assert_eq!(take_at(99, 500, 77, NOW, NOW), Err(Refusal::Replayed));
+        // a third is not believed while the first is remembered, and pushes nothing out
+        assert_eq!(take_at(101, 0, 77, NOW + 59, NOW + 59), Err(Refusal::Replayed));
+        assert_eq!(take_at(102, 0, 78, NOW + 59, NOW + 59), Err(Refusal::Replayed));
+        assert_eq!(take_at(100, 1, 77, NOW + 59, NOW + 59), from);
+        assert_eq!(take_at(101, 0, 77, NOW + 60, NOW + 60), from);
+        // by the time that the first is forgotten its datagrams are too old to be played back
+        assert_eq!(take_at(99, 500, 77, NOW, NOW + 60), Err(Refusal::WrongTime));
+        assert_eq!(take_at(100, 1, 77, NOW + 59, NOW + 60), Err(Refusal::Replayed));
     }
 }
 
