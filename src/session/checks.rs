@@ -4,9 +4,13 @@
 use super::departed::is_bound_to;
 use super::dial::{self, Ask, Dial, Failure, Progress};
 use super::outbound::Outbound;
+#[cfg(feature = "shadowsocks")]
+use super::sealed_check;
 use super::{Cx, Owner, Readiness};
 use crate::config::Host;
 use crate::policy::group::smoothed;
+#[cfg(feature = "shadowsocks")]
+use crate::proto::shadowsocks::stream::Stream;
 use crate::proto::socks5::Command;
 use crate::store::timers::Tick;
 use crate::sys::random;
@@ -24,6 +28,9 @@ struct Check {
     outbound: u16,
     fd: OwnedFd,
     dial: Dial,
+    /// The dial is done, and what was asked through it is not answered yet.
+    #[cfg(feature = "shadowsocks")]
+    sealed: Option<Stream>,
     /// In microseconds.
     started: u64,
     deadline: Tick,
@@ -84,10 +91,9 @@ impl Checks {
     pub fn ready(&mut self, number: u16, ready: Readiness, micros: u64, cx: &mut Cx<'_>) {
         let Some(slot) = self.slots.get_mut(usize::from(number - self.number)) else { return };
         let Some(check) = slot else { return };
-        let outbound = cx.outbounds.get(check.outbound);
-        match check.dial.advance(check.fd.as_fd(), ready, outbound, &ask(outbound)) {
-            Ok(Progress::Waiting) => {}
-            Ok(Progress::Done { .. }) => {
+        match check.advance(ready, cx.outbounds.get(check.outbound)) {
+            Ok(false) => {}
+            Ok(true) => {
                 let (index, attempt, started) = (check.outbound, check.dial.attempt, check.started);
                 *slot = None;
                 let took = u32::try_from(micros.saturating_sub(started)).unwrap_or(u32::MAX);
@@ -135,7 +141,7 @@ impl Checks {
             let Some(check) = &self.slots[slot] else { continue };
             if cx.now.reached(check.deadline) {
                 let timeout = cx.outbounds.get(check.outbound).check.as_ref().map_or(Duration::ZERO, |c| c.timeout);
-                let failure = Failure::TimedOut(timeout, check.dial.awaits());
+                let failure = Failure::TimedOut(timeout, check.awaits());
                 self.failed(slot, &failure, cx);
             } else {
                 let deadline = check.deadline;
@@ -190,7 +196,15 @@ impl Checks {
             Ok(fd) => {
                 let dial = Dial::new(outbound, 0, address, &ask(outbound));
                 let deadline = cx.now.after(timeout);
-                self.slots[slot] = Some(Check { outbound: index, fd, dial, started: micros, deadline });
+                self.slots[slot] = Some(Check {
+                    outbound: index,
+                    fd,
+                    dial,
+                    #[cfg(feature = "shadowsocks")]
+                    sealed: None,
+                    started: micros,
+                    deadline,
+                });
                 self.next = Some(self.next.map_or(deadline, |next| earlier(next, deadline)));
                 cx.outbounds.get_mut(index).next_check = Some(deadline.after(AT_ODDS));
             }
@@ -204,6 +218,36 @@ impl Checks {
                 self.finished(index, cx);
             }
         }
+    }
+}
+
+impl Check {
+    /// Goes on as far as the socket allows; true: all is well.
+    fn advance(&mut self, ready: Readiness, outbound: &Outbound) -> Result<bool, Failure> {
+        let (fd, ask) = (self.fd.as_fd(), ask(outbound));
+        #[cfg(feature = "shadowsocks")]
+        if let Some(stream) = &mut self.sealed {
+            return sealed_check::has_answered(stream, fd);
+        }
+        let progress = self.dial.advance(fd, ready, outbound, &ask)?;
+        #[cfg(feature = "shadowsocks")]
+        if matches!(progress, Progress::Done { .. })
+            && ask.command == Command::Connect
+            && let Some(begun) = sealed_check::begin(&outbound.way, &ask, fd)
+        {
+            self.sealed = Some(begun?);
+            return Ok(false);
+        }
+        Ok(matches!(progress, Progress::Done { .. }))
+    }
+
+    /// What the server has to answer next, for people.
+    fn awaits(&self) -> &'static str {
+        #[cfg(feature = "shadowsocks")]
+        if self.sealed.is_some() {
+            return "request";
+        }
+        self.dial.awaits()
     }
 }
 

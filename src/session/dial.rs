@@ -98,6 +98,9 @@ pub enum Failure {
     Refused(Refusal),
     /// The HTTP proxy's answer.
     RefusedByHttp(http::Refusal),
+    /// What the Shadowsocks server sent is of no use.
+    #[cfg(feature = "shadowsocks")]
+    NotAuthentic(crate::proto::shadowsocks::Refusal),
     /// The server ended the connection instead of answering this.
     ClosedEarly(&'static str),
     /// This was not answered within `connect_timeout`.
@@ -153,6 +156,8 @@ impl fmt::Display for Failure {
             Failure::Call(call, error) => write!(f, "{call}: {}", Words(error)),
             Failure::Refused(refusal) => refusal.fmt(f),
             Failure::RefusedByHttp(refusal) => refusal.fmt(f),
+            #[cfg(feature = "shadowsocks")]
+            Failure::NotAuthentic(refusal) => write!(f, "what it answers is {refusal}"),
             Failure::ClosedEarly(step) => write!(f, "server closed the connection instead of answering the {step}"),
             Failure::TimedOut(after, "connect") => write!(f, "no answer within {} s", Seconds(*after)),
             Failure::TimedOut(after, step) => write!(f, "no answer within {} s to the {step}", Seconds(*after)),

@@ -22,6 +22,8 @@ pub mod reply;
 #[cfg(feature = "shadowsocks")]
 mod sealed;
 #[cfg(feature = "shadowsocks")]
+mod sealed_check;
+#[cfg(feature = "shadowsocks")]
 mod sealed_udp;
 pub mod spares;
 pub mod tcp;

@@ -166,6 +166,55 @@ fn a_wrong_password_a_dead_server_and_one_that_dies_in_mid_transfer_end_the_clie
     daemon.stop();
 }
 
+/// Whoever answers HTTP, and counts who has asked: the check's target.
+fn answer_checks(listener: &std::net::TcpListener) {
+    let mut client = accept(listener);
+    let question = read_n(&mut client, 15);
+    assert_eq!(question, b"HEAD / HTTP/1.0");
+    client.write_all(b"HTTP/1.0 204 No Content\r\n\r\n").expect("answer");
+}
+
+#[test]
+fn a_check_goes_through_the_server_to_its_target() {
+    for (n, method) in [OLD[2], NEW[0]].into_iter().enumerate() {
+        let lab = Lab::new();
+        let Some(_server) =
+            (if n == 0 { Some(libev(&lab, Family::V4, method)) } else { rust(&lab, Family::V4, method) })
+        else {
+            return;
+        };
+        let target = listen(&lab.server, Family::V4.destination(5), 4_433);
+        let options = [("check_target", "203.0.113.5:4433"), ("check_interval", "1s"), ("check_timeout", "2s")];
+        let daemon = Daemon::start(&lab, &uci(Family::V4, method).outbound(&options));
+        let state = |wanted: &str| {
+            daemon.status_until(wanted, |status| {
+                status.list("outbounds").iter().any(|o| o.text("name") == "out" && o.text("state") == wanted)
+            });
+        };
+        answer_checks(&target);
+        answer_checks(&target);
+        state("up");
+        // a server that lives without its target is of no use
+        drop(target);
+        let line = daemon.process().wait_for_line(&["outbound 'out' is down", "check"]);
+        assert!(line.contains("request"), "{line}");
+        let target = listen(&lab.server, Family::V4.destination(5), 4_433);
+        answer_checks(&target);
+        answer_checks(&target);
+        state("up");
+    }
+}
+
+#[test]
+fn a_check_with_another_password_is_none() {
+    let lab = Lab::new();
+    let _server = libev(&lab, Family::V4, (OLD[0].0, "not the secret"));
+    let _target = listen(&lab.server, Family::V4.destination(5), 4_433);
+    let options = [("check_target", "203.0.113.5:4433"), ("check_interval", "1s"), ("check_timeout", "500ms")];
+    let daemon = Daemon::start(&lab, &uci(Family::V4, OLD[0]).outbound(&options));
+    daemon.process().wait_for_line(&["outbound 'out' is down", "check", "request"]);
+}
+
 #[test]
 fn a_server_that_sends_rubbish_is_named_and_the_client_reset() {
     let lab = Lab::new();

@@ -18,6 +18,9 @@ pub const OVERHEAD: usize = 2 + TAG + TAG;
 /// Octets of the beginning beside the first bytes: salt, header, target with a name, padding.
 pub const BEGIN_MAX: usize = KEY_MAX + 11 + TAG + (2 + 255 + 2) + 2 + PADDING_MAX + OVERHEAD;
 
+/// Most octets that [`Stream::proof_len`] gives.
+pub const PROOF_MAX: usize = KEY_MAX + 11 + KEY_MAX + TAG;
+
 /// Most octets of one unit that the server sends: a chunk of SIP022.
 pub const UNIT_MAX: usize = 0xffff + TAG;
 
@@ -168,6 +171,12 @@ impl Stream {
                 }
             };
         }
+    }
+
+    /// Octets of an answer by which one can tell that it comes from our server: the salt, and what is sealed first.
+    pub fn proof_len(&self) -> usize {
+        let salt = self.master.method.key_len();
+        salt + if self.master.method.is_2022() { 11 + salt + TAG } else { 2 + TAG }
     }
 
     /// True if the server's end, coming now, cuts nothing off.
