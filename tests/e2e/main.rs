@@ -42,6 +42,7 @@ mod listeners;
 mod mending;
 mod names;
 mod operation;
+mod own_names;
 mod redirect;
 mod reloads;
 mod router;
