@@ -54,3 +54,4 @@ mod tcp;
 mod told;
 mod udp;
 mod updates;
+mod uplinks;
