@@ -55,3 +55,4 @@ mod told;
 mod udp;
 mod updates;
 mod uplinks;
+mod without_udp;
