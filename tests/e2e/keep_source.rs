@@ -85,6 +85,49 @@ over_ways!(a_forward_server_sees_the_client, |way, family| {
     assert_eq!(receive(&client), (b"answer".to_vec(), SocketAddr::new(family.silent(), 80)));
 }, redirect_v4 Redirect V4, redirect_v6 Redirect V6, tproxy_v4 Direct V4, tproxy_v6 Direct V6);
 
+// All three of an accelerator pair that hides nothing: by packet and by header the far end learns the same client, and leads it
+// where it wanted to go.
+over_ways!(a_kept_source_a_sent_header_and_an_accepted_one_agree, |way, family| {
+    for version in ["v1", "v2"] {
+        let lab = lab();
+        let allowed = format!("{}", family.client());
+        let far = Uci::new("direct").listener(&[
+            ("mode", "plain"),
+            ("port", "9000"),
+            ("accept_proxy", "1"),
+            ("allow_ip", &allowed), // who is let in is asked of the packet's own address
+        ]);
+        let far = Daemon::start_in(&lab.server, &far);
+        let server = family.proxy().to_string();
+        let mode = if way == Way::Redirect { "redirect" } else { "tproxy" };
+        let near = Uci::new("forward").listener(&[("mode", mode)]).outbound(&[
+            ("server", &server),
+            ("port", "9000"),
+            ("send_proxy", version),
+            ("keep_source", "1"),
+        ]);
+        let _near = Daemon::start(&lab, &near);
+        let listener = listen(&lab.server, family.destination(80), 0);
+        let to = listener.local_addr().expect("bound");
+        let (mut client, mut server) = (connect(&lab.client, to), accept(&listener));
+        exchange(&mut client, &mut server, b"ask", b"answer");
+        exchange(&mut client, &mut server, &[5; 200_000], &[6; 200_000]);
+        let sessions = far.command("sessions", &["--json"]);
+        let own = client.local_addr().expect("bound").to_string();
+        assert!(sessions.contains(&own) && sessions.contains(&to.to_string()), "{sessions}");
+        if version == "v2" {
+            let server = udp(&lab.server, family.destination(9), 4_000);
+            let to = server.local_addr().expect("bound");
+            let client = udp(&lab.client, family.client(), 0);
+            client.send_to(&[7; 500], to).expect("send");
+            let (arrived, from) = receive(&server);
+            assert_eq!(arrived, [7; 500]);
+            server.send_to(b"answer", from).expect("answer");
+            assert_eq!(receive(&client), (b"answer".to_vec(), to));
+        }
+    }
+}, redirect_v4 Redirect V4, tproxy_v4 Direct V4, tproxy_v6 Direct V6);
+
 // A socket match would steal them: a flow that is forwarded, beside one of the same two hosts that is relayed.
 over_ways!(flows_that_are_forwarded_keep_their_answers, |way, family| {
     let lab = lab();
