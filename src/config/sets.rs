@@ -98,6 +98,7 @@ impl Reading {
         match self {
             Reading::Nets(mut nets) => {
                 nets.finish();
+                nets.seal();
                 Entries::Nets(Arc::new(nets))
             }
             Reading::Domains(domains) => Entries::Domains(Arc::new(domains.finish())),
