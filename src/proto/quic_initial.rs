@@ -313,6 +313,19 @@ mod tests {
         assert_eq!(sniff([packet.as_slice()]), Sniff::Name(Name::parse(b"example.com").unwrap()));
     }
 
+    /// Two datagrams as Chromium 156 sent them: the hello is cut into frames in no order, and does not fit into one.
+    #[test]
+    fn what_chromium_sends_asks_for_www_video_example() {
+        let datagrams: Vec<_> =
+            include_str!("../../tests/fixtures/chromium-156-quic.hex").lines().map(octets).collect();
+        let of = |picked: &[usize]| sniff(picked.iter().map(|n| datagrams[*n].as_slice()));
+        let name = Sniff::Name(Name::parse(b"www.video.example").unwrap());
+        for either in [[0, 1], [1, 0]] {
+            assert_eq!(of(&either), name, "{either:?}");
+            assert!([Sniff::More, name.clone()].contains(&of(&either[..1])), "{either:?}");
+        }
+    }
+
     #[test]
     fn packets_behind_each_other_in_one_datagram_are_read() {
         let hello = message(&[(0, &sni("video.example"))]);

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "one program in several files: `pub` is for the reader")]
 #![allow(clippy::disallowed_methods, reason = "these tests measure real time")]
 
+mod browsers;
 mod chance;
 mod daemon;
 mod dns;
