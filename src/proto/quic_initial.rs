@@ -322,7 +322,7 @@ mod tests {
         let name = Sniff::Name(Name::parse(b"www.video.example").unwrap());
         for either in [[0, 1], [1, 0]] {
             assert_eq!(of(&either), name, "{either:?}");
-            assert!([Sniff::More, name.clone()].contains(&of(&either[..1])), "{either:?}");
+            assert!([Sniff::More, name].contains(&of(&either[..1])), "{either:?}");
         }
     }
 
