@@ -134,13 +134,6 @@ fn open_scrapes(engine: &Engine) -> Result<Option<Scrapes>, Error> {
     Ok(Some(scrapes))
 }
 
-fn sooner(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(if one.reached(other) { other } else { one }),
-        (one, other) => one.or(other),
-    }
-}
-
 struct Daemon {
     engine: Engine,
     signals: Signals,
@@ -215,10 +208,10 @@ impl Daemon {
         let mut own = Vec::with_capacity(16);
         let mut events = events();
         loop {
-            let now = self.engine.tick();
+            let now = self.engine.moment();
             let scrapes = self.scrapes.as_ref().and_then(|scrapes| scrapes.deadline(now));
             let mending = self.mending.as_ref().and_then(Mending::deadline);
-            let until = [self.control.deadline(), self.scripts.deadline(), mending].into_iter().fold(scrapes, sooner);
+            let until = [self.control.deadline(), self.scripts.deadline(), mending].into_iter().fold(scrapes, Tick::soonest);
             let moved = self.engine.turn(&mut events, until, &mut own).map_err(|e| Error::new("wait for events", &e));
             match moved {
                 Ok(false) => {}
@@ -273,7 +266,7 @@ impl Daemon {
                 }
             }
             if let (Some(mending), Some(rules)) = (&mut self.mending, &mut self.rules) {
-                mending.run(&self.engine, rules, &self.reload, self.engine.tick());
+                mending.run(&self.engine, rules, &self.reload, self.engine.moment());
             }
             self.serve_control();
             self.tell();
@@ -306,7 +299,7 @@ impl Daemon {
             }
         }
         if let Some(scrapes) = &mut self.scrapes {
-            let now = self.engine.tick();
+            let now = self.engine.moment();
             if scrapes.deadline(now).is_some() {
                 scrapes.run(&self.engine, now);
             }

@@ -94,6 +94,8 @@ pub struct Engine {
     started: Instant,
     /// When the last turn began.
     now: Tick,
+    /// When the first of the tables had something to do, as of then.
+    due: Option<Tick>,
     config: Config,
     /// Where it was read from.
     file: PathBuf,
@@ -153,6 +155,7 @@ impl Engine {
             started: now(),
             file: PathBuf::new(),
             now: Tick(0),
+            due: None,
             families,
             listeners: Vec::new(),
             waiting: 0,
@@ -232,7 +235,8 @@ impl Engine {
     /// # Errors
     /// Those of epoll_wait(2).
     pub fn turn(&mut self, events: &mut Events, until: Option<Tick>, own: &mut Vec<u16>) -> std::io::Result<bool> {
-        let timeout = self.timeout(until);
+        self.due = self.deadline();
+        let timeout = self.timeout(Tick::soonest(self.due, until));
         match self.poll.poll(events, timeout) {
             Err(e) if e.kind() != std::io::ErrorKind::Interrupted => return Err(e),
             _ => {}
@@ -261,31 +265,50 @@ impl Engine {
             }
         }
         self.serve_listeners(now);
-        let (tcp, udp, batch, replies, mut cx) = self.split(now);
-        tcp.run_queued(batch.scratch(), &mut cx);
-        udp.run_queued(batch, replies, &mut cx);
-        replies.expire(now);
-        replies.redirects.expire(now);
-        tcp.expire(&mut cx);
-        udp.expire(&mut cx);
-        #[cfg(feature = "quic")]
-        udp.give_up_names(replies, &mut cx);
-        let mut done = |id, outcome| note(&mut resolved, id, outcome);
-        self.resolver.expire(now, self.poll.registry(), &mut done);
+        if self.tcp.has_queued() || self.udp.has_queued() {
+            let (tcp, udp, batch, replies, mut cx) = self.split(now);
+            tcp.run_queued(batch.scratch(), &mut cx);
+            udp.run_queued(batch, replies, &mut cx);
+        }
+        if self.due.is_some_and(|due| now.reached(due)) {
+            self.expire(now, &mut resolved);
+        }
         for (name, outcome) in &resolved {
             self.log_lookup(*name, outcome, now);
             let (tcp, udp, _, replies, mut cx) = self.split(now);
             tcp.resolved(*name, &mut cx);
             association::resolved(udp, *name, replies, &mut cx);
         }
-        let micros = self.micros();
-        self.with_checks(now, |checks, cx| {
-            checks.hurry(cx);
-            checks.run(micros, cx);
-        });
-        spares::run(&mut self.split(now).4);
+        if self.checks.as_ref().is_some_and(|checks| checks.deadline().is_some()) {
+            self.check(now);
+        }
+        if self.spares.deadline().is_some_and(|due| now.reached(due)) {
+            spares::run(&mut self.split(now).4);
+        }
         self.outbounds.announce(&mut self.stats.events);
         Ok(resolved.iter().any(|(_, outcome)| matches!(outcome, Outcome::Resolved { .. })))
+    }
+
+    /// Ends and begins what was due when the turn began.
+    fn expire(&mut self, now: Tick, resolved: &mut Resolved) {
+        let (tcp, udp, _, replies, mut cx) = self.split(now);
+        replies.expire(now);
+        replies.redirects.expire(now);
+        tcp.expire(&mut cx);
+        udp.expire(&mut cx);
+        #[cfg(feature = "quic")]
+        udp.give_up_names(replies, &mut cx);
+        let mut done = |id, outcome| note(resolved, id, outcome);
+        self.resolver.expire(now, self.poll.registry(), &mut done);
+    }
+
+    /// Goes on with the health checks, which sessions may have hurried.
+    fn check(&mut self, now: Tick) {
+        self.with_checks(now, |checks, cx| checks.hurry(cx));
+        if self.checks.as_ref().and_then(Checks::deadline).is_some_and(|due| now.reached(due)) {
+            let micros = self.micros();
+            self.with_checks(now, |checks, cx| checks.run(micros, cx));
+        }
     }
 
     fn log_lookup(&mut self, name: NameId, outcome: &Outcome, now: Tick) {
@@ -376,7 +399,7 @@ impl Engine {
         }
     }
 
-    /// How long poll may sleep.
+    /// How long poll may sleep, with nothing to do before `until`.
     fn timeout(&self, until: Option<Tick>) -> Option<Duration> {
         let may_accept = self.accept_again.is_none() && !self.tcp.is_full();
         let work = self.tcp.has_queued()
@@ -386,7 +409,14 @@ impl Engine {
         if work {
             return Some(Duration::ZERO);
         }
-        let tables = [
+        // As of this turn's begin: on many routers the clock is a system call, and a deadline has time.
+        until.map(|at| at.since(self.now))
+    }
+
+    /// When something of the tables is due.
+    fn deadline(&self) -> Option<Tick> {
+        let mut soonest = self.accept_again;
+        for at in [
             self.tcp.deadline(),
             self.udp.deadline(),
             self.resolver.deadline(),
@@ -394,11 +424,10 @@ impl Engine {
             self.replies.redirects.deadline(),
             self.checks.as_ref().and_then(Checks::deadline),
             self.spares.deadline(),
-        ];
-        let deadlines = tables.into_iter().chain([self.accept_again, until]);
-        // As of this turn's begin: on many routers the clock is a system call, and a deadline has time.
-        let now = self.now;
-        deadlines.flatten().map(|at| if now.reached(at) { Duration::ZERO } else { at.since(now) }).min()
+        ] {
+            soonest = Tick::soonest(soonest, at);
+        }
+        soonest
     }
 
     fn with_checks(&mut self, now: Tick, work: impl FnOnce(&mut Checks, &mut Cx<'_>)) {
@@ -412,6 +441,11 @@ impl Engine {
     /// Microseconds since the start, for what is measured.
     fn micros(&self) -> u64 {
         now().duration_since(self.started).as_micros() as u64
+    }
+
+    /// The moment at which the last turn began: cheap, and late by no more than the work of one turn.
+    pub fn moment(&self) -> Tick {
+        self.now
     }
 
     /// The moment, in steps since the start.

@@ -122,10 +122,13 @@ impl Control {
 
     /// When [`Self::run`] has something to do again; `None`: at the next event.
     pub fn deadline(&self) -> Option<Tick> {
+        if !self.waiting && self.seats.iter().all(Seat::is_free) {
+            return None;
+        }
         let free = self.seats.iter().any(Seat::is_free);
         let accept = (self.waiting && free).then(|| self.accept_again.unwrap_or(self.now));
         let clients = self.seats.iter().filter_map(|seat| seat.deadline(self.now));
-        clients.chain(accept).reduce(|first, other| if first.reached(other) { other } else { first })
+        clients.chain(accept).reduce(Tick::earlier)
     }
 
     /// Takes new connections, goes on with answers that are longer than a turn, and ends what has passed its deadline. To

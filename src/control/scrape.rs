@@ -98,7 +98,7 @@ impl Scrapes {
             let client = seat.client.as_ref()?;
             Some(if client.pace.queued { now } else { client.pace.deadline })
         });
-        clients.chain(accept).reduce(|first, other| if first.reached(other) { other } else { first })
+        clients.chain(accept).reduce(Tick::earlier)
     }
 
     /// Takes new connections, goes on with answers, and ends what has passed its deadline. To be called once a turn.

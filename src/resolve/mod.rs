@@ -227,7 +227,7 @@ impl Resolver {
         // A question may wait beside a free place only after a name was dropped; it is due at once.
         let places = self.queries.iter().any(Option::is_none);
         let names = self.names.iter().flat_map(|(_, name)| name.deadlines(places));
-        queries.chain(names).reduce(|first, other| if first.reached(other) { other } else { first })
+        queries.chain(names).reduce(Tick::earlier)
     }
 
     fn slot(&self, token: Token) -> Option<usize> {

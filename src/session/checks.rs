@@ -84,7 +84,7 @@ impl Checks {
     pub fn hurry(&mut self, cx: &Cx<'_>) {
         let checked = cx.outbounds.iter().filter(|(_, outbound)| outbound.configured && outbound.check.is_some());
         let soon = checked.filter_map(|(_, outbound)| outbound.next_check);
-        self.next = soon.chain(self.next).reduce(earlier);
+        self.next = soon.chain(self.next).reduce(Tick::earlier);
     }
 
     /// The descriptor of this number became ready. `micros`: the time.
@@ -128,14 +128,11 @@ impl Checks {
         let interval = if outbound.health.wavers() { check.interval.min(AT_ODDS) } else { check.interval };
         let at = now.after(jittered(interval, random::u16()));
         outbound.next_check = Some(at);
-        self.next = Some(self.next.map_or(at, |next| earlier(next, at)));
+        self.next = Some(self.next.map_or(at, |next| next.earlier(at)));
     }
 
     /// Ends what has taken too long, and starts what is due.
     pub fn run(&mut self, micros: u64, cx: &mut Cx<'_>) {
-        if self.next.is_none_or(|next| !cx.now.reached(next)) {
-            return;
-        }
         self.next = None;
         for slot in 0..self.slots.len() {
             let Some(check) = &self.slots[slot] else { continue };
@@ -145,7 +142,7 @@ impl Checks {
                 self.failed(slot, &failure, cx);
             } else {
                 let deadline = check.deadline;
-                self.next = Some(self.next.map_or(deadline, |next| earlier(next, deadline)));
+                self.next = Some(self.next.map_or(deadline, |next| next.earlier(deadline)));
             }
         }
         for index in 0..cx.outbounds.len() {
@@ -162,7 +159,7 @@ impl Checks {
             } else if cx.now.reached(due) {
                 self.start(index, micros, cx);
             } else {
-                self.next = Some(self.next.map_or(due, |next| earlier(next, due)));
+                self.next = Some(self.next.map_or(due, |next| next.earlier(due)));
             }
         }
     }
@@ -172,7 +169,7 @@ impl Checks {
             // as soon as one of those under way has ended
             let soon = cx.now.after(AT_ODDS);
             cx.outbounds.get_mut(index).next_check = Some(soon);
-            self.next = Some(self.next.map_or(soon, |next| earlier(next, soon)));
+            self.next = Some(self.next.map_or(soon, |next| next.earlier(soon)));
             return;
         };
         let outbound = cx.outbounds.get(index);
@@ -205,7 +202,7 @@ impl Checks {
                     started: micros,
                     deadline,
                 });
-                self.next = Some(self.next.map_or(deadline, |next| earlier(next, deadline)));
+                self.next = Some(self.next.map_or(deadline, |next| next.earlier(deadline)));
                 cx.outbounds.get_mut(index).next_check = Some(deadline.after(AT_ODDS));
             }
             Err(failure) => {
@@ -269,10 +266,6 @@ fn ask(outbound: &Outbound) -> Ask<'_> {
 /// `interval` more or less an eighth of it, so that not all checks of all routers come at once.
 fn jittered(interval: Duration, chance: u16) -> Duration {
     interval * 7 / 8 + interval / 4 * u32::from(chance) / u32::from(u16::MAX)
-}
-
-fn earlier(a: Tick, b: Tick) -> Tick {
-    if a.reached(b) { b } else { a }
 }
 
 /// Time to the next check while the signs are at odds with the state.

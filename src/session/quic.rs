@@ -48,8 +48,7 @@ pub(super) enum Looked {
 
 impl Sniffs {
     pub(super) fn deadline(&self) -> Option<Tick> {
-        let sooner = |a: Tick, b: Tick| if a.reached(b) { b } else { a };
-        self.0.iter().map(|waiting| waiting.until).reduce(sooner)
+        self.0.iter().map(|waiting| waiting.until).reduce(Tick::earlier)
     }
 
     fn position(&self, client: Endpoint, orig_dst: Endpoint) -> Option<usize> {

@@ -181,7 +181,7 @@ impl Replies {
     /// When [`Self::expire`] has something to do.
     pub fn deadline(&self) -> Option<Tick> {
         let ends = self.bound.iter().map(|bound| bound.used.after(BOUND_IDLE));
-        ends.reduce(|a, b| if a.reached(b) { b } else { a })
+        ends.reduce(Tick::earlier)
     }
 
     /// Tells `client` by an ICMP error of this type and code that its datagram to `orig_dst` went nowhere.

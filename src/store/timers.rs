@@ -23,9 +23,24 @@ impl Tick {
 
     /// The moment `span` after the start, rounded down to a whole step.
     pub fn at(span: Duration) -> Tick {
-        // without the division of 128 bits that a count of milliseconds takes
-        let part = span.subsec_nanos() / Self::STEP.as_nanos() as u32;
-        Tick((span.as_secs() as u32).wrapping_mul(Self::PER_SECOND).wrapping_add(part))
+        // Multiplied: many routers' processors can't divide, and a program built for size calls a function for it. The
+        // quotient of everything below 1,000,000,000 comes out right.
+        let part = (u64::from(span.subsec_nanos()) * ((1 << 50) / Self::STEP.as_nanos() as u64 + 1)) >> 50;
+        Tick((span.as_secs() as u32).wrapping_mul(Self::PER_SECOND).wrapping_add(part as u32))
+    }
+
+    /// The one that comes first.
+    #[must_use]
+    pub fn earlier(self, other: Tick) -> Tick {
+        if self.reached(other) { other } else { self }
+    }
+
+    /// The one that comes first, of those that there are.
+    pub fn soonest(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
+        match (one, other) {
+            (Some(one), Some(other)) => Some(one.earlier(other)),
+            (one, other) => one.or(other),
+        }
     }
 
     /// True if `self` is `deadline` or later.
@@ -39,7 +54,10 @@ impl Tick {
         if (steps as i32) < 0 {
             return Duration::ZERO;
         }
-        Duration::new((steps / Self::PER_SECOND).into(), steps % Self::PER_SECOND * Self::STEP.as_nanos() as u32)
+        // by a multiplication, as in `at`: exact for every u32
+        let seconds = ((u64::from(steps) * ((1 << 37) / u64::from(Self::PER_SECOND) + 1)) >> 37) as u32;
+        let part = steps - seconds * Self::PER_SECOND;
+        Duration::new(seconds.into(), part * Self::STEP.as_nanos() as u32)
     }
 }
 
@@ -178,6 +196,16 @@ mod tests {
         assert_eq!(later, Tick(4));
         assert!(later.reached(late) && !late.reached(later));
         assert_eq!((later.since(late), late.since(later)), (Duration::from_millis(100), Duration::ZERO));
+    }
+
+    #[test]
+    fn quotients_without_division_are_exact() {
+        for step in (0..=u32::MAX).step_by(9_973).chain(u32::MAX / 2 - 500..=u32::MAX / 2).chain(0..2000) {
+            let span = Tick(step & (u32::MAX / 2)).since(Tick(0));
+            assert_eq!(span, Duration::from_millis(u64::from(step & (u32::MAX / 2)) * 10));
+            assert_eq!(Tick::at(span), Tick(step & (u32::MAX / 2)));
+            assert_eq!(Tick::at(span + Duration::from_nanos(9_999_999)), Tick(step & (u32::MAX / 2)));
+        }
     }
 
     #[test]

@@ -65,10 +65,9 @@ impl Session {
             }
         }
         let idle_at = self.active.after(idle_timeout);
-        let sooner = |at: Tick, other: Tick| if at.reached(other) { other } else { at };
         match (self.pipes_watched, self.kept_alive) {
-            (true, _) => sooner(idle_at, cx.now.after(PIPE_IDLE)),
-            (false, false) => sooner(idle_at, self.started.after(KEEPALIVE_AFTER)),
+            (true, _) => idle_at.earlier(cx.now.after(PIPE_IDLE)),
+            (false, false) => idle_at.earlier(self.started.after(KEEPALIVE_AFTER)),
             (false, true) => idle_at,
         }
     }
