@@ -132,7 +132,7 @@ mod codecs {
     #[divan::bench(args = [64, 1200, 65_507])]
     fn udp_header(bencher: Bencher<'_, '_>, len: usize) {
         let (payload, from, to) = (vec![7; len], address("203.0.113.9:443"), address("192.168.1.2:40000"));
-        bencher.bench_local(|| packet::udp_header(from, to, black_box(&payload)));
+        bencher.bench_local(|| packet::udp_header(&from, &to, black_box(&payload)));
     }
 }
 

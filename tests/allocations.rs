@@ -183,7 +183,7 @@ impl Lab {
         };
         for slot in 0..self.batch.receive(gate.as_fd()).unwrap() {
             let client = self.batch.get(slot).unwrap().from;
-            self.udp.datagram(slot, 0, (client, orig_dst), &self.batch, &mut self.replies, &mut cx);
+            self.udp.datagram(slot, 0, &(client, orig_dst), &self.batch, &mut self.replies, &mut cx);
         }
         self.udp.flush(&self.batch, &mut self.replies, &mut cx);
     }

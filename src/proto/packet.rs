@@ -11,23 +11,21 @@ pub const UDP_PAYLOAD_MAX: usize = 65_507;
 /// A UDP header for `payload`, at most [`UDP_PAYLOAD_MAX`] octets, from `from` to `to`.
 ///
 /// Over v4 with its checksum; over v6 with none, which the kernel fills in (`IPV6_CHECKSUM`).
-pub fn udp_header(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> [u8; UDP_HEADER] {
-    let len = (UDP_HEADER + payload.len()) as u16;
-    let mut header = [0; UDP_HEADER];
-    header[0..2].copy_from_slice(&from.port().to_be_bytes());
-    header[2..4].copy_from_slice(&to.port().to_be_bytes());
-    header[4..6].copy_from_slice(&len.to_be_bytes());
-    if let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.ip(), to.ip()) {
-        let pseudo = [0, 17, header[4], header[5]];
-        let sum = sum(&source.octets()) + sum(&destination.octets()) + sum(&pseudo) + sum(&header) + sum(payload);
+pub fn udp_header(from: &SocketAddr, to: &SocketAddr, payload: &[u8]) -> [u8; UDP_HEADER] {
+    let [len_high, len_low] = ((UDP_HEADER + payload.len()) as u16).to_be_bytes();
+    let ([a, b], [c, d]) = (from.port().to_be_bytes(), to.port().to_be_bytes());
+    let mut checksum = [0; 2];
+    if let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) {
+        let word = |octets| u64::from(u32::from_ne_bytes(octets));
+        let pseudo = word(from.ip().octets()) + word(to.ip().octets()) + word([0, 17, len_high, len_low]);
+        let sum = pseudo + word([a, b, c, d]) + word([len_high, len_low, 0, 0]) + sum(payload);
         // RFC 768: a checksum that comes out as zero is sent as all ones, since zero means none
-        let checksum = match !fold(sum) {
-            0 => 0xffff,
-            checksum => checksum,
+        checksum = match !fold(sum) {
+            0 => [0xff; 2],
+            checksum => checksum.to_ne_bytes(),
         };
-        header[6..8].copy_from_slice(&checksum.to_ne_bytes());
     }
-    header
+    [a, b, c, d, len_high, len_low, checksum[0], checksum[1]]
 }
 
 /// The sum of `octets` as 16-bit words in the machine's own order, not yet folded. RFC 1071 section 2: the order does not
@@ -42,11 +40,11 @@ fn sum(octets: &[u8]) -> u64 {
     for block in blocks {
         sum += word(block, 0) + word(block, 4) + word(block, 8) + word(block, 12);
     }
-    let (words, rest) = rest.as_chunks::<4>();
-    sum += words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum::<u64>();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    sum += u64::from(u32::from_ne_bytes(last));
+    if !rest.is_empty() {
+        let mut last = [0; 16];
+        last[..rest.len()].copy_from_slice(rest);
+        sum += word(&last, 0) + word(&last, 4) + word(&last, 8) + word(&last, 12);
+    }
     sum
 }
 
@@ -136,7 +134,7 @@ mod tests {
     fn the_udp_checksum_over_header_and_pseudo_header_comes_out_as_all_ones() {
         for payload in [&b""[..], b"a", b"ab", b"abc", b"abcd", b"odd length payload"] {
             let (from, to) = (address("203.0.113.9:443"), address("192.168.1.2:40000"));
-            let header = udp_header(from, to, payload);
+            let header = udp_header(&from, &to, payload);
             let mut all = vec![203, 0, 113, 9, 192, 168, 1, 2, 0, 17, header[4], header[5]];
             all.extend_from_slice(&header);
             all.extend_from_slice(payload);
@@ -147,7 +145,7 @@ mod tests {
     #[test]
     fn a_known_datagram_has_the_known_checksum() {
         // computed by hand after RFC 1071: 10.0.0.1:1 → 10.0.0.2:2, payload "hi"
-        let header = udp_header(address("10.0.0.1:1"), address("10.0.0.2:2"), b"hi");
+        let header = udp_header(&address("10.0.0.1:1"), &address("10.0.0.2:2"), b"hi");
         let words: u32 = 0x0a00 + 0x0001 + 0x0a00 + 0x0002 + 0x0011 + 10 + 1 + 2 + 10 + 0x6869;
         assert_eq!(u16::from_be_bytes([header[6], header[7]]), !((words & 0xffff) + (words >> 16)) as u16);
     }

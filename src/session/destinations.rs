@@ -41,7 +41,10 @@ fn encode(client: Endpoint, destination: Endpoint, mapping: Key, now: Tick) -> E
 }
 
 fn is_for(entry: &Entry, wanted: &Entry) -> bool {
-    entry[..4] == wanted[..4] && (entry[4] ^ wanted[4]) & PORTS == 0 && in_use(entry)
+    // word by word: a comparison of slices is a call, and goes octet by octet where a program is built for size
+    let [a, b, c, d, ports, _] = *wanted;
+    let other = (entry[0] ^ a) | (entry[1] ^ b) | (entry[2] ^ c) | (entry[3] ^ d) | ((entry[4] ^ ports) & PORTS);
+    other == 0 && in_use(entry)
 }
 
 fn in_use(entry: &Entry) -> bool {
@@ -87,7 +90,7 @@ impl Destinations {
     pub fn find(&mut self, client: Endpoint, destination: Endpoint, now: Tick) -> Option<Decision> {
         let wanted = encode(client, destination, Key::NONE, now);
         let set = self.set(&wanted);
-        let entry = self.sets[set].iter_mut().find(|entry| is_for(entry, &wanted))?;
+        let entry = self.sets.get_mut(set)?.iter_mut().find(|entry| is_for(entry, &wanted))?;
         entry[5] = wanted[5];
         Some(match mapping(entry) {
             REJECT => Decision::Reject,

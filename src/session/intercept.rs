@@ -367,24 +367,24 @@ impl Listener {
     }
 
     fn take_datagram(&self, slot: usize, udp: &mut Udp, batch: &ReceiveBatch, replies: &mut Replies, cx: &mut Cx<'_>) {
-        let Some(datagram) = batch.get(slot) else { return };
         let flow = match self.bound.mode {
             Mode::Redirect => match replies.redirects.original(slot, batch, cx.stats, cx.now) {
                 Some(flow) => flow,
                 None => return,
             },
-            Mode::Tproxy => match datagram.orig_dst {
-                Some(orig_dst) => (datagram.from, orig_dst),
-                None => return cx.stats.drop(Drop::NoDestination),
+            Mode::Tproxy => match (batch.from(slot), batch.orig_dst(slot)) {
+                (Some(from), Some(orig_dst)) => (from, orig_dst),
+                (Some(_), None) => return cx.stats.drop(Drop::NoDestination),
+                (None, _) => return,
             },
             Mode::Plain | Mode::Http | Mode::Socks5 => return self.take_told(slot, udp, batch, replies, cx),
         };
-        if datagram.truncated {
+        if batch.is_truncated(slot) {
             cx.stats.drop(Drop::TooLarge);
         } else if came_directly(flow.1, self.bound.address.port()) {
             cx.stats.drop(Drop::NotIntercepted);
         } else {
-            udp.datagram(slot, 0, flow, batch, replies, cx);
+            udp.datagram(slot, 0, &flow, batch, replies, cx);
         }
     }
 }
@@ -479,7 +479,7 @@ impl Listener {
         }
         let with_header = self.bound.mode == Mode::Socks5;
         replies.redirects.remember((datagram.from, local), (client, orig_dst), (self.place, with_header), cx.now);
-        udp.datagram(slot, start, (client, orig_dst), batch, replies, cx);
+        udp.datagram(slot, start, &(client, orig_dst), batch, replies, cx);
     }
 }
 

@@ -110,21 +110,11 @@ impl Mapping {
         }
     }
 
-    /// What is to leave for the `part` (begin and length) of what `slot` holds.
-    pub(super) fn outgoing(
-        &self,
-        slot: usize,
-        part: (usize, usize),
-        orig_dst: SocketAddr,
-        outbounds: &Outbounds,
-    ) -> Outgoing {
+    /// Completes what is to leave for `orig_dst`.
+    pub(super) fn address(&self, outgoing: &mut Outgoing, orig_dst: &SocketAddr, outbounds: &Outbounds) {
         match outbounds.get(self.via).way {
-            Way::Direct => Outgoing::new(slot, part, Some(orig_dst)),
-            _ => {
-                let mut header = [0; HEADER_MAX];
-                let header_len = self.header(orig_dst, outbounds, &mut header);
-                Outgoing::new(slot, part, None).with_header(&header[..header_len])
-            }
+            Way::Direct => drop(outgoing.send_to(orig_dst)),
+            _ => drop(outgoing.put_header(|out| self.header(*orig_dst, outbounds, out))),
         }
     }
 
@@ -151,22 +141,24 @@ impl Mapping {
         replies: &mut Replies,
         cx: &mut Cx<'_>,
     ) {
-        let Some(datagram) = batch.get(slot) else { return };
-        if datagram.truncated {
+        if batch.is_truncated(slot) {
             return cx.stats.drop(Drop::TooLarge);
         }
+        let payload = batch.payload(slot);
         let (from, start) = match from {
-            Source::Sender => (datagram.from, 0),
+            Source::Sender => match batch.from(slot) {
+                Some(from) => (from, 0),
+                None => return,
+            },
             Source::OrigDst => (self.orig_dst(), 0),
             #[cfg(feature = "shadowsocks")]
             Source::Sealed => return,
-            Source::Header => match socks5_udp::parse_udp(datagram.payload) {
+            Source::Header => match socks5_udp::parse_udp(payload) {
                 Ok((UdpSource::Address(from), start)) => (from, start),
                 _ => return cx.stats.drop(Drop::Malformed),
             },
         };
-        let payload = &datagram.payload[start..];
-        replies.push((slot, start, payload), from, self.client.address(), cx.stats);
+        replies.push((slot, start, payload.len() - start), from, self.client, cx.stats);
     }
 
     /// Tells the client what ICMP said about its datagrams.

@@ -189,9 +189,8 @@ impl Redirects {
         let mut unknown = heapless::Vec::<(usize, Endpoint, Endpoint), SLOTS>::new();
         self.known = [None; SLOTS];
         for slot in 0..count.min(SLOTS) {
-            let Some(datagram) = batch.get(slot) else { continue };
-            let Some(local) = datagram.orig_dst.map(Endpoint::from) else { continue };
-            let peer = Endpoint::from(datagram.from);
+            let (Some(from), Some(local)) = (batch.from(slot), batch.orig_dst(slot)) else { continue };
+            let (peer, local) = (Endpoint::from(from), Endpoint::from(local));
             let found = self.find_peer(peer, local);
             let fresh =
                 |key: &Key| self.flows.get(*key).is_some_and(|flow| flow.trusted && now.since(flow.asked) < TRUSTED);
@@ -236,7 +235,7 @@ impl Redirects {
             return Some((flow.client.address(), flow.orig_dst.address()));
         }
         stats.drop(Drop::NoDestination);
-        let from = batch.get(slot)?.from;
+        let from = batch.from(slot)?;
         if let Some(held_back) = self.limiter.admit(now) {
             let held_back = HeldBack(held_back);
             log::warn!("where {from} was sending to is not known to connection tracking: datagram dropped{held_back}");

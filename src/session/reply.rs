@@ -7,19 +7,19 @@
 //!
 //! Flows that were redirected are answered by their listener, and translated back by connection tracking.
 
-use super::redirect::{Redirects, WayBack};
-use crate::proto::packet::{self, UDP_PAYLOAD_MAX, UNREACHABLE_MAX};
-use crate::proto::socks5_udp::{self, HEADER_V6};
+use super::redirect::Redirects;
+use crate::proto::packet::{self, UDP_HEADER, UDP_PAYLOAD_MAX, UNREACHABLE_MAX};
+use crate::proto::socks5_udp;
 use crate::stats::{Drop, Stats};
 use crate::store::endpoint::Endpoint;
 use crate::store::timers::Tick;
 use crate::sys::dgram::ReceiveBatch;
-use crate::sys::dgram::queue::{Outgoing, SendQueue};
+use crate::sys::dgram::queue::SendQueue;
 use crate::sys::raw;
 use crate::sys::socket::{self, Family, Transport};
 use crate::sys::sockopt;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -42,8 +42,9 @@ pub struct Replies {
     v6: Option<Sender>,
     mark: u32,
     bound: heapless::Vec<BoundSocket, BOUND_MAX>,
-    /// Datagrams on their way to one client, and for each who it is from.
+    /// Datagrams on their way to `client`, and for each who it is from.
     waiting: heapless::Vec<Waiting, { crate::sys::dgram::SLOTS }>,
+    client: SocketAddr,
     queue: SendQueue,
     /// ICMP errors that may be sent at once.
     allowance: u32,
@@ -58,7 +59,6 @@ struct Waiting {
     start: usize,
     len: usize,
     from: SocketAddr,
-    client: SocketAddr,
 }
 
 /// Most bound sockets.
@@ -89,6 +89,7 @@ impl Replies {
             mark,
             bound: heapless::Vec::new(),
             waiting: heapless::Vec::new(),
+            client: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
             queue: SendQueue::new(true),
             allowance: ICMP_PER_SECOND,
             refilled: Tick(0),
@@ -96,22 +97,25 @@ impl Replies {
         })
     }
 
-    fn sender(&self, client: SocketAddr) -> Option<&Sender> {
+    fn sender(&self, client: &SocketAddr) -> Option<&Sender> {
         if client.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
     }
 
     /// Puts a datagram for `client` as if it came from `from` in the row for [`Self::flush`]: its slot, where its payload
-    /// begins there, and the payload. All in the row are for one client.
-    pub fn push(&mut self, part: (usize, usize, &[u8]), from: SocketAddr, client: SocketAddr, stats: &mut Stats) {
-        let (slot, start, payload) = part;
+    /// begins there, and how long it is. All in the row are for one client.
+    pub fn push(&mut self, part: (usize, usize, usize), from: SocketAddr, client: Endpoint, stats: &mut Stats) {
+        let (slot, start, len) = part;
+        if self.waiting.is_empty() {
+            self.client = client.address();
+        }
         // a proxy may name an address of the other family, from which the client expects nothing
-        if self.sender(client).is_none() || from.is_ipv4() != client.is_ipv4() {
+        if self.sender(&self.client).is_none() || from.is_ipv4() != self.client.is_ipv4() {
             return stats.drop(Drop::Malformed);
         }
-        if payload.len() > UDP_PAYLOAD_MAX {
+        if len > UDP_PAYLOAD_MAX {
             return stats.drop(Drop::TooLarge);
         }
-        let waiting = Waiting { slot, start, len: payload.len(), from, client };
+        let waiting = Waiting { slot, start, len, from };
         if self.waiting.push(waiting).is_err() {
             // a batch has no more slots than the row has places
             stats.drop(Drop::NoRoom);
@@ -122,20 +126,36 @@ impl Replies {
     pub fn flush(&mut self, batch: &ReceiveBatch, now: Tick, stats: &mut Stats) -> u64 {
         let mut sent = 0;
         let mut first = 0;
-        while let Some(head) = self.waiting.get(first).copied() {
-            let run = self.waiting[first..].iter().take_while(|other| other.from == head.from).count();
-            let back = self.redirects.way_back(head.client, head.from, now);
-            let bound = if run >= BOUND_FROM && back.is_none() { self.bound_to(head.from, now) } else { None };
-            for waiting in &self.waiting[first..first + run] {
-                self.queue.push(match (back, bound) {
-                    (Some(back), _) => waiting.by(back),
-                    (None, Some(_)) => waiting.to(waiting.client),
-                    (None, None) => waiting.raw(batch),
-                });
+        while let Some(head) = self.waiting.get(first) {
+            let (client, from) = (self.client, head.from);
+            let run = self.waiting[first..].iter().take_while(|other| other.from == from).count();
+            let back = self.redirects.way_back(client, from, now);
+            let bound = if run >= BOUND_FROM && back.is_none() { self.bound_to(from, now) } else { None };
+            for Waiting { slot, start, len, from } in self.waiting.iter().skip(first).take(run) {
+                let Some(outgoing) = self.queue.push(*slot, (*start, *len)) else { break };
+                match (&back, bound) {
+                    // as the listener sends it that the flow came to
+                    (Some(back), _) => {
+                        outgoing.send_to(&back.peer).from_source(back.local.ip());
+                        if back.with_header {
+                            outgoing.put_header(|out| socks5_udp::encode_udp_header(*from, out));
+                        }
+                    }
+                    // as a socket sends it that has the right address
+                    (None, Some(_)) => drop(outgoing.send_to(&client)),
+                    // as the raw socket sends it: with a UDP header of our own, to a host without a port
+                    (None, None) => {
+                        let header = packet::udp_header(from, &client, batch.part(*slot, *start, *len));
+                        outgoing.send_to_host(client.ip()).from_source(from.ip()).alone().put_header(|out| {
+                            out[..UDP_HEADER].copy_from_slice(&header);
+                            UDP_HEADER
+                        });
+                    }
+                }
             }
             first += run;
-            let raw = if head.from.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() };
-            let fd = match (back, bound) {
+            let raw = if from.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() };
+            let fd = match (&back, bound) {
                 (Some(back), _) => self.redirects.socket(back.listener),
                 (None, Some(n)) => self.bound[n].fd.as_ref().map(AsFd::as_fd),
                 (None, None) => raw.map(|sender| sender.udp.as_fd()),
@@ -205,7 +225,7 @@ impl Replies {
         // what is quoted is the datagram as it arrived: connection tracking translates that, too
         let back = self.redirects.way_back(client, orig_dst, now);
         let (client, orig_dst) = back.map_or((client, orig_dst), |back| (back.peer, back.local));
-        let Some(sender) = self.sender(client) else { return };
+        let Some(sender) = self.sender(&client) else { return };
         let mut message = [0; UNREACHABLE_MAX];
         let len = packet::unreachable(kind, mtu, client, orig_dst, payload_len, &mut message);
         if raw::send(sender.icmp.as_fd(), None, client.ip(), &message[..len], &[]).is_err() {
@@ -216,35 +236,6 @@ impl Replies {
     /// [`Self::unreachable`] with "port unreachable", which is what a closed port and a reject rule look like.
     pub fn port_unreachable(&mut self, flow: (SocketAddr, SocketAddr, usize), now: Tick, stats: &mut Stats) {
         self.unreachable(packet::port_unreachable(flow.0), 0, flow, now, stats);
-    }
-}
-
-impl Waiting {
-    /// As the listener sends it that the flow came to.
-    fn by(&self, back: WayBack) -> Outgoing {
-        let outgoing = self.to(back.peer).from_source(back.local.ip());
-        if !back.with_header {
-            return outgoing;
-        }
-        let mut header = [0; HEADER_V6];
-        let len = socks5_udp::encode_udp_header(self.from, &mut header);
-        outgoing.with_header(&header[..len])
-    }
-
-    /// As a socket sends it that has the right address.
-    fn to(&self, client: SocketAddr) -> Outgoing {
-        Outgoing::new(self.slot, (self.start, self.len), Some(client))
-    }
-
-    /// As the raw socket sends it: with a UDP header of our own, to a host without a port.
-    fn raw(&self, batch: &ReceiveBatch) -> Outgoing {
-        let payload = batch.part(self.slot, self.start, self.len);
-        let header = packet::udp_header(self.from, self.client, payload);
-        let host = SocketAddr::new(self.client.ip(), 0);
-        Outgoing::new(self.slot, (self.start, self.len), Some(host))
-            .with_header(&header)
-            .from_source(self.from.ip())
-            .alone()
     }
 }
 

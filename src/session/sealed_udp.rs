@@ -99,8 +99,7 @@ impl Udp {
         let Some(datagram) = batch.payload_mut(slot) else { return cx.stats.drop(Drop::TooLarge) };
         match session.open(&master, datagram, unix_time()) {
             Ok(opened) => {
-                let payload = batch.part(slot, opened.start, opened.len);
-                replies.push((slot, opened.start, payload), opened.from, mapping.client.address(), cx.stats);
+                replies.push((slot, opened.start, opened.len), opened.from, mapping.client, cx.stats);
             }
             Err(refusal) => {
                 cx.stats.drop(Drop::Malformed);

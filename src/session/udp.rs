@@ -153,42 +153,56 @@ impl Udp {
         &mut self,
         slot: usize,
         start: usize,
-        (client, orig_dst): (SocketAddr, SocketAddr),
+        flow: &(SocketAddr, SocketAddr),
         batch: &ReceiveBatch,
         replies: &mut Replies,
         cx: &mut Cx<'_>,
     ) {
-        let Some(payload) = batch.get(slot).and_then(|datagram| datagram.payload.get(start..)) else { return };
+        let Some(payload) = batch.payload(slot).get(start..) else { return };
+        let (client, orig_dst) = flow;
         let cached = self.destinations.find(client.into(), orig_dst.into(), cx.now);
         let decision = match cached {
             Some(Decision::Through(key)) if self.mappings.get(key).is_some() => Decision::Through(key),
-            Some(Decision::Through(_)) | None => {
-                if self.comes_back((client, orig_dst), cx) {
-                    return;
-                }
-                let device = cx.origins.device(slot, batch);
-                let unknown = (client, orig_dst, device);
-                #[cfg(feature = "quic")]
-                let decided = match self.look_for_name(unknown, payload, cx) {
-                    Looked::Waits => return,
-                    Looked::Done(name) => self.decide(unknown, name.as_ref().map(Name::as_str), replies, cx),
-                };
-                #[cfg(not(feature = "quic"))]
-                let decided = self.decide(unknown, None, replies, cx);
-                match decided {
-                    Some(decision) => decision,
-                    None => return,
-                }
-            }
+            Some(Decision::Through(_)) | None => match self.begin(*flow, (slot, payload), batch, replies, cx) {
+                Some(decision) => decision,
+                None => return,
+            },
             Some(without_mapping) => without_mapping,
         };
         match decision {
             Decision::Through(key) => self.forward(key, (slot, start, orig_dst, payload), batch, replies, cx),
             Decision::Reject => {
                 cx.stats.drop(Drop::ByRule);
-                replies.port_unreachable((client, orig_dst, payload.len()), cx.now, cx.stats);
+                replies.port_unreachable((*client, *orig_dst, payload.len()), cx.now, cx.stats);
             }
             Decision::Drop => cx.stats.drop(Drop::ByRule),
+        }
+    }
+
+    /// What becomes of the first datagram of a flow; `None`: nothing, or nothing yet. Not inlined: every further datagram
+    /// would pay for its frame.
+    #[inline(never)]
+    fn begin(
+        &mut self,
+        (client, orig_dst): (SocketAddr, SocketAddr),
+        (slot, payload): (usize, &[u8]),
+        batch: &ReceiveBatch,
+        replies: &mut Replies,
+        cx: &mut Cx<'_>,
+    ) -> Option<Decision> {
+        if self.comes_back((client, orig_dst), cx) {
+            return None;
+        }
+        let unknown = (client, orig_dst, cx.origins.device(slot, batch));
+        #[cfg(feature = "quic")]
+        match self.look_for_name(unknown, payload, cx) {
+            Looked::Waits => None,
+            Looked::Done(name) => self.decide(unknown, name.as_ref().map(Name::as_str), replies, cx),
+        }
+        #[cfg(not(feature = "quic"))]
+        {
+            let _ = payload;
+            self.decide(unknown, None, replies, cx)
         }
     }
 
@@ -253,7 +267,7 @@ impl Udp {
     fn forward(
         &mut self,
         key: Key,
-        (slot, start, orig_dst, payload): (usize, usize, SocketAddr, &[u8]),
+        (slot, start, orig_dst, payload): (usize, usize, &SocketAddr, &[u8]),
         batch: &ReceiveBatch,
         replies: &mut Replies,
         cx: &mut Cx<'_>,
@@ -266,17 +280,20 @@ impl Udp {
             #[cfg(feature = "shadowsocks")]
             Stage::Ready if cx.outbounds.get(mapping.via).is_sealed() => {
                 self.flush(batch, replies, cx);
-                self.send_sealed(key, orig_dst, payload, replies, cx);
+                self.send_sealed(key, *orig_dst, payload, replies, cx);
             }
             Stage::Ready => {
-                let outgoing = mapping.outgoing(slot, (start, payload.len()), orig_dst, cx.outbounds);
                 if self.outgoing_of != key || self.outgoing.is_full() {
                     self.flush(batch, replies, cx);
                     self.outgoing_of = key;
                 }
-                self.outgoing.push(outgoing);
+                if let (Some(mapping), Some(outgoing)) =
+                    (self.mappings.get(key), self.outgoing.push(slot, (start, payload.len())))
+                {
+                    mapping.address(outgoing, orig_dst, cx.outbounds);
+                }
             }
-            Stage::Resolving | Stage::Dialling => association::wait(mapping, orig_dst, payload, cx),
+            Stage::Resolving | Stage::Dialling => association::wait(mapping, *orig_dst, payload, cx),
             Stage::Failed => cx.stats.drop(Drop::NotReady),
         }
     }

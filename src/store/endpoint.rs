@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Address and port; v4 in its v4-mapped form. Loses a v6 scope id, which only link-local addresses have, and those are never
 /// intercepted.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy)]
 pub struct Endpoint {
     ip: [u8; 16],
     port: [u8; 2],
@@ -16,8 +16,12 @@ impl Endpoint {
 
     /// The address.
     pub fn ip(self) -> IpAddr {
-        let ip = Ipv6Addr::from(self.ip);
-        ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4)
+        // by words: `to_ipv4_mapped` compares octet by octet where a program is built for size
+        let (words, _) = self.ip.as_chunks::<4>();
+        match *words {
+            [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0xff, 0xff], v4] => IpAddr::V4(v4.into()),
+            _ => IpAddr::V6(Ipv6Addr::from(self.ip)),
+        }
     }
 
     /// The port.
@@ -51,13 +55,31 @@ impl Endpoint {
     }
 }
 
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Endpoint) -> bool {
+        // by words, not by calls of a function that compares octets
+        self.words() == other.words()
+    }
+}
+
+impl Eq for Endpoint {}
+
+impl From<&SocketAddr> for Endpoint {
+    fn from(address: &SocketAddr) -> Endpoint {
+        match address {
+            SocketAddr::V4(v4) => {
+                let [a, b, c, d] = v4.ip().octets();
+                let ip = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d];
+                Endpoint { ip, port: v4.port().to_be_bytes() }
+            }
+            SocketAddr::V6(v6) => Endpoint { ip: v6.ip().octets(), port: v6.port().to_be_bytes() },
+        }
+    }
+}
+
 impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Endpoint {
-        let ip = match address.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        Endpoint { ip: ip.octets(), port: address.port().to_be_bytes() }
+        Endpoint::from(&address)
     }
 }
 

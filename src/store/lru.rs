@@ -41,8 +41,9 @@ impl Lru {
             self.links.resize(index + 1, OUT);
         }
         self.remove(slot);
-        self.links[index] = Link { older: self.latest, newer: NONE };
-        match self.links.get_mut(usize::from(self.latest)) {
+        let links = self.links.as_mut_slice();
+        links[index] = Link { older: self.latest, newer: NONE };
+        match links.get_mut(usize::from(self.latest)) {
             Some(previous) => previous.newer = slot,
             None => self.oldest = slot,
         }
@@ -51,20 +52,21 @@ impl Lru {
 
     /// Takes `slot` out, if it is in the list.
     pub fn remove(&mut self, slot: u16) {
-        let Some(link) = self.links.get(usize::from(slot)).copied() else { return };
+        let links = self.links.as_mut_slice();
+        let Some(link) = links.get(usize::from(slot)).copied() else { return };
         let is_in = self.oldest == slot || link.older != NONE;
         if !is_in {
             return;
         }
-        match self.links.get_mut(usize::from(link.older)) {
+        match links.get_mut(usize::from(link.older)) {
             Some(older) => older.newer = link.newer,
             None => self.oldest = link.newer,
         }
-        match self.links.get_mut(usize::from(link.newer)) {
+        match links.get_mut(usize::from(link.newer)) {
             Some(newer) => newer.older = link.older,
             None => self.latest = link.older,
         }
-        self.links[usize::from(slot)] = OUT;
+        links[usize::from(slot)] = OUT;
     }
 
     /// The slot that has been idle longest.

@@ -24,8 +24,8 @@ impl Tick {
     /// The moment `span` after the start, rounded down to a whole step.
     pub fn at(span: Duration) -> Tick {
         // Multiplied: many routers' processors can't divide, and a program built for size calls a function for it. The
-        // quotient of everything below 1,000,000,000 comes out right.
-        let part = (u64::from(span.subsec_nanos()) * ((1 << 50) / Self::STEP.as_nanos() as u64 + 1)) >> 50;
+        // quotient of everything below 1,000,000,000 comes out exact.
+        let part = (u64::from(span.subsec_nanos()) * ((1 << 54) / Self::STEP.as_nanos() as u64 + 1)) >> 54;
         Tick((span.as_secs() as u32).wrapping_mul(Self::PER_SECOND).wrapping_add(part as u32))
     }
 

@@ -1,6 +1,6 @@
 //! `sockaddr` ⇄ `SocketAddr`. The one place where v4-mapped v6 addresses are wrapped and unwrapped.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 /// A socket address as the kernel reads and writes it, big enough for both families.
 #[derive(Clone, Copy)]
@@ -22,49 +22,51 @@ impl RawAddr {
 
     /// `address` in its own family.
     pub fn new(address: SocketAddr) -> RawAddr {
+        let mut raw = RawAddr::empty();
+        raw.set(&address);
+        raw
+    }
+
+    /// Becomes `address` in its own family.
+    pub(crate) fn set(&mut self, address: &SocketAddr) {
         match address {
             SocketAddr::V4(v4) => {
-                let mut raw = RawAddr::empty();
                 // SAFETY: sockaddr_in is smaller than sockaddr_in6 and less aligned, and both are plain integers.
-                let sin = unsafe { &mut *(&raw mut raw.storage).cast::<libc::sockaddr_in>() };
+                let sin = unsafe { &mut *(&raw mut self.storage).cast::<libc::sockaddr_in>() };
                 sin.sin_family = libc::AF_INET as libc::sa_family_t;
                 sin.sin_port = v4.port().to_be();
                 sin.sin_addr = libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) };
-                raw.len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-                raw
+                self.len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
             }
-            SocketAddr::V6(v6) => RawAddr::v6(v6),
+            SocketAddr::V6(v6) => self.set_v6(v6),
         }
     }
 
     /// `address` for a dual-stack v6 socket: v4 becomes v4-mapped.
     pub fn mapped(address: SocketAddr) -> RawAddr {
         match address {
-            SocketAddr::V4(v4) => RawAddr::v6(SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0)),
-            SocketAddr::V6(v6) => RawAddr::v6(v6),
+            SocketAddr::V4(v4) => RawAddr::new(SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()),
+            v6 => RawAddr::new(v6),
         }
     }
 
-    fn v6(address: SocketAddrV6) -> RawAddr {
-        let mut raw = RawAddr::empty();
-        raw.storage.sin6_family = libc::AF_INET6 as libc::sa_family_t;
-        raw.storage.sin6_port = address.port().to_be();
-        raw.storage.sin6_addr = libc::in6_addr { s6_addr: address.ip().octets() };
-        raw.storage.sin6_scope_id = address.scope_id();
-        raw
+    fn set_v6(&mut self, address: &SocketAddrV6) {
+        self.storage.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+        self.storage.sin6_port = address.port().to_be();
+        self.storage.sin6_flowinfo = 0;
+        self.storage.sin6_addr = libc::in6_addr { s6_addr: address.ip().octets() };
+        self.storage.sin6_scope_id = address.scope_id();
+        self.len = CAPACITY;
+    }
+
+    /// Becomes none at all.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
     }
 
     /// The address, v4-mapped ones as v4; `None` if the kernel wrote another family or nothing.
     pub fn get(&self) -> Option<SocketAddr> {
-        match libc::c_int::from(self.storage.sin6_family) {
-            libc::AF_INET if self.len as usize >= size_of::<libc::sockaddr_in>() => {
-                // SAFETY: as in `new`; the family says that this is what the kernel wrote.
-                let sin = unsafe { &*(&raw const self.storage).cast::<libc::sockaddr_in>() };
-                Some(from_in(sin))
-            }
-            libc::AF_INET6 if self.len >= CAPACITY => Some(from_in6(&self.storage)),
-            _ => None,
-        }
+        read(&self.storage, self.len)
     }
 
     pub(crate) fn as_ptr(&self) -> *const libc::sockaddr {
@@ -88,6 +90,19 @@ impl RawAddr {
     }
 }
 
+/// What the kernel wrote as the address of either family, `len` octets of it.
+pub(crate) fn read(storage: &libc::sockaddr_in6, len: libc::socklen_t) -> Option<SocketAddr> {
+    match libc::c_int::from(storage.sin6_family) {
+        libc::AF_INET if len as usize >= size_of::<libc::sockaddr_in>() => {
+            // SAFETY: as in `set`; the family says that this is what the kernel wrote.
+            let sin = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in>() };
+            Some(from_in(sin))
+        }
+        libc::AF_INET6 if len >= CAPACITY => Some(from_in6(storage)),
+        _ => None,
+    }
+}
+
 /// A `sockaddr_in` as the kernel wrote it.
 pub(crate) fn from_in(sin: &libc::sockaddr_in) -> SocketAddr {
     let ip = Ipv4Addr::from(sin.sin_addr.s_addr.to_ne_bytes());
@@ -96,11 +111,15 @@ pub(crate) fn from_in(sin: &libc::sockaddr_in) -> SocketAddr {
 
 /// A `sockaddr_in6` as the kernel wrote it, a v4-mapped address as v4.
 pub(crate) fn from_in6(sin6: &libc::sockaddr_in6) -> SocketAddr {
-    let ip = Ipv6Addr::from(sin6.sin6_addr.s6_addr);
+    let octets = &sin6.sin6_addr.s6_addr;
     let port = u16::from_be(sin6.sin6_port);
-    match ip.to_ipv4_mapped() {
-        Some(v4) => SocketAddr::new(IpAddr::V4(v4), port),
-        None => SocketAddr::V6(SocketAddrV6::new(ip, port, 0, sin6.sin6_scope_id)),
+    // by words: `to_ipv4_mapped` compares octet by octet where a program is built for size
+    let (words, _) = octets.as_chunks::<4>();
+    match *words {
+        [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0xff, 0xff], v4] => {
+            SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::from(v4), port))
+        }
+        _ => SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::from(*octets), port, 0, sin6.sin6_scope_id)),
     }
 }
 
@@ -126,6 +145,11 @@ mod tests {
     #[test]
     fn nothing_written_is_no_address() {
         assert_eq!(RawAddr::empty().get(), None);
+        let mut cleared = RawAddr::new("[2001:db8::1]:9".parse().unwrap());
+        cleared.clear();
+        assert_eq!(cleared.get(), None);
+        cleared.set(&"203.0.113.9:443".parse().unwrap());
+        assert_eq!(cleared.get(), Some("203.0.113.9:443".parse().unwrap()));
         let mut short = RawAddr::new("203.0.113.9:443".parse().unwrap());
         short.set_len(4);
         assert_eq!(short.get(), None);

@@ -7,7 +7,7 @@ pub(super) mod control;
 pub mod queue;
 
 use super::cvt_len;
-use super::sockaddr::{CAPACITY, RawAddr, from_in, from_in6};
+use super::sockaddr::{self, CAPACITY, RawAddr, from_in, from_in6};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -83,14 +83,11 @@ impl ReceiveBatch {
         whole.then(|| &mut self.area[slot * SLOT..][..len])
     }
 
-    /// `len` octets of what `slot` holds, from `start` on.
+    /// `len` octets of what `slot` holds, from `start` on; nothing, if it does not hold so much.
     pub fn part(&self, slot: usize, start: usize, len: usize) -> &[u8] {
-        &self.slot(slot)[start..start + len]
-    }
-
-    /// The memory of one slot.
-    fn slot(&self, slot: usize) -> &[u8] {
-        &self.area[slot * SLOT..][..SLOT]
+        let at = slot * SLOT + start;
+        let part = if start + len <= SLOT { self.area.get(at..at + len) } else { None };
+        part.unwrap_or_default()
     }
 
     /// The memory of all slots as one buffer, for whoever reads a stream between two calls of [`Self::receive`].
@@ -99,14 +96,16 @@ impl ReceiveBatch {
     }
 
     fn restore(&mut self) {
-        for slot in 0..self.used {
-            self.vectors[slot] = libc::iovec { iov_base: self.area[slot * SLOT..].as_mut_ptr().cast(), iov_len: SLOT };
-            let header = &mut self.headers[slot].msg_hdr;
-            header.msg_name = (&raw mut self.names[slot]).cast();
+        let (vectors, names) = (self.vectors.as_mut_slice(), self.names.as_mut_slice());
+        let (headers, controls) = (self.headers.as_mut_slice(), self.controls.as_mut_slice());
+        for (slot, memory) in self.area.chunks_exact_mut(SLOT).take(self.used).enumerate() {
+            vectors[slot] = io_vector(memory);
+            let header = &mut headers[slot].msg_hdr;
+            header.msg_name = (&raw mut names[slot]).cast();
             header.msg_namelen = CAPACITY;
-            header.msg_iov = &raw mut self.vectors[slot];
+            header.msg_iov = &raw mut vectors[slot];
             header.msg_iovlen = 1;
-            header.msg_control = (&raw mut self.controls[slot]).cast();
+            header.msg_control = (&raw mut controls[slot]).cast();
             header.msg_controllen = CONTROL as _;
             header.msg_flags = 0;
         }
@@ -130,20 +129,35 @@ impl ReceiveBatch {
     }
 
     /// The datagram in `slot`, below the count that the last [`Self::receive`] returned; `None` if the kernel gave it no
-    /// sender.
+    /// sender. For whoever wants all of it; what each datagram passes asks for what it needs.
     pub fn get(&self, slot: usize) -> Option<Datagram<'_>> {
-        let header = self.headers.get(slot)?;
-        let mut from = RawAddr::empty();
-        // SAFETY: RawAddr holds a sockaddr_in6 first of all; both are plain integers of the same size.
-        unsafe { *from.as_mut_ptr().cast::<libc::sockaddr_in6>() = self.names[slot] };
-        from.set_len(header.msg_hdr.msg_namelen);
-        let len = (header.msg_len as usize).min(SLOT);
         Some(Datagram {
-            from: from.get()?,
-            orig_dst: orig_dst(&header.msg_hdr),
-            payload: &self.area[slot * SLOT..][..len],
-            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            from: self.from(slot)?,
+            orig_dst: self.orig_dst(slot),
+            payload: self.payload(slot),
+            truncated: self.is_truncated(slot),
         })
+    }
+
+    /// Who sent the datagram in `slot`.
+    pub fn from(&self, slot: usize) -> Option<SocketAddr> {
+        sockaddr::read(self.names.get(slot)?, self.headers.get(slot)?.msg_hdr.msg_namelen)
+    }
+
+    /// Where it was going, if the socket asks for that and the kernel told.
+    pub fn orig_dst(&self, slot: usize) -> Option<SocketAddr> {
+        orig_dst(&self.headers.get(slot)?.msg_hdr)
+    }
+
+    /// What it carries.
+    pub fn payload(&self, slot: usize) -> &[u8] {
+        let len = self.headers.get(slot).map_or(0, |header| header.msg_len as usize).min(SLOT);
+        self.part(slot, 0, len)
+    }
+
+    /// It was longer than a slot, so it is not whole.
+    pub fn is_truncated(&self, slot: usize) -> bool {
+        self.headers.get(slot).is_some_and(|header| header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0)
     }
 }
 

@@ -7,19 +7,19 @@ use crate::sys::sockaddr::RawAddr;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::null_mut;
 
 /// Longest header before a payload: one of the PROXY protocol with v6 addresses. (One of SOCKS5 has 22 octets.)
 pub const HEADER_MAX: usize = 52;
 
-/// One datagram to send: a header of its own and what a slot holds.
-#[derive(Clone, Copy)]
+/// One datagram to send: a header of its own and what a slot holds. Written where it waits, since it is large.
 pub struct Outgoing {
     /// The slot of the [`ReceiveBatch`] that holds the payload.
     pub slot: usize,
     /// Where in the slot the payload begins, and how long it is.
     pub part: (usize, usize),
-    /// To whom; `None` on a connected socket.
-    to: Option<RawAddr>,
+    /// To whom; cleared on a connected socket.
+    to: RawAddr,
     /// From which address, if not that of the socket.
     source: Option<IpAddr>,
     header: [u8; HEADER_MAX],
@@ -29,38 +29,43 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The `part` (begin and length) of what `slot` holds, to `to`.
-    pub fn new(slot: usize, part: (usize, usize), to: Option<SocketAddr>) -> Outgoing {
-        let to = to.map(RawAddr::new);
-        Outgoing { slot, part, to, source: None, header: [0; HEADER_MAX], header_len: 0, alone: false }
+    fn empty() -> Outgoing {
+        let (to, header) = (RawAddr::empty(), [0; HEADER_MAX]);
+        Outgoing { slot: 0, part: (0, 0), to, source: None, header, header_len: 0, alone: false }
     }
 
-    /// With `header` before it, at most [`HEADER_MAX`] octets.
-    #[must_use]
-    pub fn with_header(mut self, header: &[u8]) -> Outgoing {
-        let len = header.len().min(HEADER_MAX);
-        self.header[..len].copy_from_slice(&header[..len]);
-        self.header_len = len as u8;
+    /// It goes to `to`; else, to whom the socket is connected.
+    pub fn send_to(&mut self, to: &SocketAddr) -> &mut Outgoing {
+        self.to.set(to);
+        self
+    }
+
+    /// It goes to the host `to`, which on a raw socket is all that an address says.
+    pub fn send_to_host(&mut self, to: IpAddr) -> &mut Outgoing {
+        self.send_to(&SocketAddr::new(to, 0))
+    }
+
+    /// With the header before it that `write` puts into the memory for it, whose length it returns.
+    pub fn put_header(&mut self, write: impl FnOnce(&mut [u8; HEADER_MAX]) -> usize) -> &mut Outgoing {
+        self.header_len = write(&mut self.header).min(HEADER_MAX) as u8;
         self
     }
 
     /// From `source`, whether ours or not: for raw and transparent sockets.
-    #[must_use]
-    pub fn from_source(mut self, source: IpAddr) -> Outgoing {
+    pub fn from_source(&mut self, source: IpAddr) -> &mut Outgoing {
         self.source = Some(source);
         self
     }
 
     /// Never as a segment: on raw sockets, which have no segmentation.
-    #[must_use]
-    pub fn alone(mut self) -> Outgoing {
+    pub fn alone(&mut self) -> &mut Outgoing {
         self.alone = true;
         self
     }
 
     /// To whom, if the socket is not connected.
     pub fn to(&self) -> Option<SocketAddr> {
-        self.to.and_then(|to| to.get())
+        self.to.get()
     }
 
     fn len(&self) -> usize {
@@ -74,7 +79,10 @@ impl Outgoing {
 
 /// A queue of at most [`SLOTS`] datagrams for one socket, in fixed memory.
 pub struct SendQueue {
+    /// The memory of those that wait, and of those that once did.
     outgoing: Vec<Outgoing>,
+    /// How many wait.
+    len: usize,
     headers: Vec<libc::mmsghdr>,
     vectors: Vec<libc::iovec>,
     controls: Vec<Control>,
@@ -97,6 +105,7 @@ impl SendQueue {
         let (header, vector) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         SendQueue {
             outgoing: Vec::with_capacity(SLOTS),
+            len: 0,
             headers: vec![header; SLOTS],
             vectors: vec![vector; 2 * SLOTS],
             controls: vec![Control([0; super::CONTROL]); SLOTS],
@@ -107,25 +116,35 @@ impl SendQueue {
 
     /// True if [`Self::push`] has no room.
     pub fn is_full(&self) -> bool {
-        self.outgoing.len() >= SLOTS
+        self.len >= SLOTS
     }
 
     /// True if nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.outgoing.is_empty()
+        self.len == 0
     }
 
-    /// Adds a datagram. Ignored when full.
-    pub fn push(&mut self, outgoing: Outgoing) {
+    /// Adds the `part` (begin and length) of what `slot` holds, to be told the rest of what it needs; `None` when full.
+    pub fn push(&mut self, slot: usize, part: (usize, usize)) -> Option<&mut Outgoing> {
         debug_assert!(!self.is_full());
-        if !self.is_full() {
-            self.outgoing.push(outgoing);
+        if self.is_full() {
+            return None;
         }
+        if self.len == self.outgoing.len() {
+            // within the capacity
+            self.outgoing.push(Outgoing::empty());
+        }
+        let outgoing = self.outgoing.get_mut(self.len)?;
+        self.len += 1;
+        (outgoing.slot, outgoing.part, outgoing.header_len, outgoing.alone) = (slot, part, 0, false);
+        outgoing.source = None;
+        outgoing.to.clear();
+        Some(outgoing)
     }
 
     /// Forgets what waits.
     pub fn clear(&mut self) {
-        self.outgoing.clear();
+        self.len = 0;
     }
 
     /// Sends all on `fd`, whose payloads are in `batch`, and reports for each how it went. Afterwards the queue is empty.
@@ -138,7 +157,7 @@ impl SendQueue {
         let mut next = 0;
         let mut segments = self.segments;
         let mut tries = 0;
-        while next < self.outgoing.len() {
+        while next < self.len {
             let messages = self.build(next, batch, segments);
             // SAFETY: the headers point into vectors of `self` and into the area of `batch`, all of them live and never resized
             // while they are borrowed here; the kernel only reads, but for msg_len.
@@ -148,10 +167,8 @@ impl SendQueue {
             });
             match sent {
                 Ok(sent) => {
-                    let datagrams: usize = self.counts[..sent].iter().map(|n| usize::from(*n)).sum();
-                    for outgoing in &self.outgoing[next..next + datagrams] {
-                        report(outgoing, Ok(()));
-                    }
+                    let datagrams: usize = self.counts.iter().take(sent).map(|n| usize::from(*n)).sum();
+                    self.outgoing.iter().skip(next).take(datagrams).for_each(|outgoing| report(outgoing, Ok(())));
                     next += datagrams;
                     tries = 0;
                 }
@@ -168,7 +185,7 @@ impl SendQueue {
                 }
             }
         }
-        self.outgoing.clear();
+        self.len = 0;
     }
 
     /// Builds the messages for everything from `first` on, and returns how many there are.
@@ -176,42 +193,40 @@ impl SendQueue {
         self.counts.clear();
         let mut vector = 0;
         let mut at = first;
-        while at < self.outgoing.len() {
+        while at < self.len {
             let message = self.counts.len();
             let count = if segments { self.run_length(at) } else { 1 };
+            // slices, whose indices a program built for size does not ask a function for
+            let (waiting, vectors) = (self.outgoing.as_mut_slice(), self.vectors.as_mut_slice());
             let begin = vector;
-            for outgoing in &self.outgoing[at..at + count] {
+            for outgoing in &waiting[at..at + count] {
                 if outgoing.header_len > 0 {
-                    self.vectors[vector] = io_vector(&outgoing.header[..outgoing.header_len.into()]);
+                    vectors[vector] = io_vector(&outgoing.header);
+                    vectors[vector].iov_len = outgoing.header_len.into();
                     vector += 1;
                 }
-                let (start, len) = outgoing.part;
-                self.vectors[vector] = io_vector(&batch.slot(outgoing.slot)[start..start + len]);
+                vectors[vector] = io_vector(batch.part(outgoing.slot, outgoing.part.0, outgoing.part.1));
                 vector += 1;
             }
-            let outgoing = &mut self.outgoing[at];
-            // SAFETY: msghdr is plain integers and pointers, for which all zeroes is a value.
-            let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-            if let Some(to) = &mut outgoing.to {
-                header.msg_name = to.as_mut_ptr().cast();
-                header.msg_namelen = to.len();
-            }
-            header.msg_iov = &raw mut self.vectors[begin];
+            let outgoing = &mut waiting[at];
+            let header = &mut self.headers.as_mut_slice()[message].msg_hdr;
+            header.msg_namelen = outgoing.to.len();
+            header.msg_name = if header.msg_namelen > 0 { outgoing.to.as_mut_ptr().cast() } else { null_mut() };
+            header.msg_iov = &raw mut vectors[begin];
             header.msg_iovlen = (vector - begin) as _;
-            header.msg_control = (&raw mut self.controls[message]).cast();
+            header.msg_control = (&raw mut self.controls.as_mut_slice()[message]).cast();
             header.msg_controllen = super::CONTROL as _;
             let mut used = 0;
             if let Some(source) = outgoing.source {
-                used += super::control::write_source(&header, used, source);
+                used += super::control::write_source(header, used, source);
             }
             if count > 1 {
-                used += super::control::write_segment(&header, used, outgoing.len() as u16);
+                used += super::control::write_segment(header, used, outgoing.len() as u16);
             }
             header.msg_controllen = used as _;
             if used == 0 {
-                header.msg_control = std::ptr::null_mut();
+                header.msg_control = null_mut();
             }
-            self.headers[message].msg_hdr = header;
             self.counts.push(count as u8);
             at += count;
         }
@@ -227,7 +242,7 @@ impl SendQueue {
         }
         let mut total = size;
         let mut count = 1;
-        for next in &self.outgoing[first + 1..] {
+        for next in &self.outgoing[first + 1..self.len] {
             total += next.len();
             if next.len() > size || next.len() == 0 || total > MESSAGE_MAX || !next.goes_with(head) {
                 break;
@@ -279,7 +294,11 @@ mod tests {
         let mut queue = SendQueue::new(segments);
         for slot in 0..payloads.len() {
             let len = batch.get(slot).unwrap().payload.len();
-            queue.push(Outgoing::new(slot, (0, len), Some(target.local_addr().unwrap())).with_header(header));
+            let outgoing = queue.push(slot, (0, len)).unwrap().send_to(&target.local_addr().unwrap());
+            outgoing.put_header(|out| {
+                out[..header.len()].copy_from_slice(header);
+                header.len()
+            });
         }
         let out = open(Family::V4, Transport::Udp).unwrap();
         let mut sent = 0;
