@@ -208,7 +208,7 @@ impl<'a> Script<'a> {
             ),
         );
         for name in self.all_devices() {
-            self.rule("prerouting", format_args!(r#"meta l4proto {{ tcp, udp }} iifname "{name}" goto caught"#));
+            self.rule("prerouting", format_args!(r#"iifname "{name}" meta l4proto {{ tcp, udp }} goto caught"#));
         }
     }
 
@@ -240,9 +240,10 @@ impl<'a> Script<'a> {
         let lines: &[&dyn Display] = &[
             // Where conntrack did not see the beginning, a segment from the middle counts as new (kernel.md section 5).
             &r#"tcp flags & (fin | syn | rst | ack) != syn return comment "not the beginning of a connection""#,
+            // loopback is local, too
             &r#"fib daddr type { local, broadcast, multicast, anycast } return comment "the router, and everybody""#,
-            &"ip daddr { 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 } return",
-            &"ip6 daddr { ::1, fe80::/10, ff00::/8 } return",
+            &r#"ip daddr 169.254.0.0/16 return comment "link-local""#,
+            &r#"ip6 daddr fe80::/10 return comment "link-local""#,
             &r#"udp dport { 67, 68, 546, 547 } return comment "DHCP""#,
             &format_args!(r#"ip daddr . meta l4proto . th dport @{SERVERS4} return comment "outbounds' servers""#),
             &format_args!(r#"ip6 daddr . meta l4proto . th dport @{SERVERS6} return comment "outbounds' servers""#),
@@ -283,15 +284,17 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// The way of nearly all packets, short: with one TCP listener per family there is nothing to choose. With several,
-    /// a segment without a socket (the last step of a handshake under SYN cookies) must reach its own listener, so it
-    /// goes through their narrowing like a first packet.
+    /// The way of nearly all packets, short: with one listener per family and protocol there is nothing to choose. With
+    /// several, a segment without a socket (the last step of a handshake under SYN cookies) must reach its own listener, so
+    /// it goes through their narrowing like a first packet.
     fn live_streams(&mut self) {
-        for v4 in [true, false] {
-            let streams: Vec<_> = self.by(Mode::Tproxy).filter(|a| a.wants("tcp") && a.takes(v4)).collect();
-            if let [only] = streams[..] {
-                let (family, take) = (family_match(v4), self.take(only, v4));
-                self.rule("live", format_args!("{family} tcp flags & (fin | syn | rst | ack) != syn {take}"));
+        for (proto, packets) in [("tcp", "tcp flags & (fin | syn | rst | ack) != syn"), ("udp", "meta l4proto udp")] {
+            for v4 in [true, false] {
+                let streams: Vec<_> = self.by(Mode::Tproxy).filter(|a| a.wants(proto) && a.takes(v4)).collect();
+                if let [only] = streams[..] {
+                    let (family, take) = (family_match(v4), self.take_again(only, v4));
+                    self.rule("live", format_args!("{packets} {family} {take}"));
+                }
             }
         }
     }
@@ -310,11 +313,11 @@ impl<'a> Script<'a> {
                     for name in active.live_devices() {
                         if !served.contains(&name) {
                             served.push(name);
-                            rules.push(format!(r#"iifname "{name}" {packet} {}"#, self.take(active, v4)));
+                            rules.push(format!(r#"iifname "{name}" {packet} {}"#, self.take_again(active, v4)));
                         }
                     }
                 }
-                rules.push(format!("{packet} {}", self.take(first, v4)));
+                rules.push(format!("{packet} {}", self.take_again(first, v4)));
             }
         }
         for rule in rules {
@@ -324,18 +327,25 @@ impl<'a> Script<'a> {
 
     /// `tproxy` first: without a socket the rule ends there, and nothing is marked.
     fn take(&self, active: &Active<'_>, v4: bool) -> String {
-        let Listener { name, port, address, mode, .. } = active.listener;
+        let mark = self.cfg.globals.mark;
+        match active.listener.mode {
+            Mode::Tproxy => self.deliver(active, v4, &format!("{} ", sets_mark("ct mark", mark))),
+            // marked for those who let what is ours through their `input`
+            _ => format!("{} {}", sets_mark("meta mark", mark), self.redirect(active, v4)),
+        }
+    }
+
+    /// The same for packets of a flow that has its mark.
+    fn take_again(&self, active: &Active<'_>, v4: bool) -> String {
+        self.deliver(active, v4, "")
+    }
+
+    fn deliver(&self, active: &Active<'_>, v4: bool, ct_mark: &str) -> String {
+        let Listener { name, port, address, .. } = active.listener;
         let family = if v4 { "ip" } else { "ip6" };
         let to = address.map(host).unwrap_or_default();
-        let mark = self.cfg.globals.mark;
-        let (ct_mark, packet_mark) = (sets_mark("ct mark", mark), sets_mark("meta mark", mark));
-        match mode {
-            Mode::Tproxy => {
-                format!("tproxy {family} to {to}:{port} {ct_mark} {packet_mark} counter name listener_{name} accept")
-            }
-            // marked for those who let what is ours through their `input`
-            _ => format!("{packet_mark} {}", self.redirect(active, v4)),
-        }
+        let packet_mark = sets_mark("meta mark", self.cfg.globals.mark);
+        format!("tproxy {family} to {to}:{port} {ct_mark}{packet_mark} counter name listener_{name} accept")
     }
 
     fn listener(&mut self, index: usize) {
@@ -378,7 +388,7 @@ impl<'a> Script<'a> {
             self.rule(
                 "output",
                 format_args!(
-                    r#"{own} meta l4proto udp ct state new fib saddr type != local {mark} comment "in others' names""#
+                    r#"meta l4proto udp {own} ct state new fib saddr type != local {mark} comment "in others' names""#
                 ),
             );
         }

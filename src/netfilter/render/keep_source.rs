@@ -35,7 +35,7 @@ impl Script<'_> {
         }
         for name in devices {
             let rule = format!(
-                r#"{own} oifname "{name}" meta l4proto udp {foreign} {taken} return comment "in others' names""#
+                r#"meta l4proto udp {own} oifname "{name}" {foreign} {taken} return comment "in others' names""#
             );
             self.rule("output", rule);
         }
