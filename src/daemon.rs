@@ -211,8 +211,8 @@ impl Daemon {
             let now = self.engine.moment();
             let scrapes = self.scrapes.as_ref().and_then(|scrapes| scrapes.deadline(now));
             let mending = self.mending.as_ref().and_then(Mending::deadline);
-            let until =
-                [self.control.deadline(), self.scripts.deadline(), mending].into_iter().fold(scrapes, Tick::soonest);
+            let own_work = Tick::soonest(self.control.deadline(), self.scripts.deadline());
+            let until = Tick::soonest(own_work, Tick::soonest(scrapes, mending));
             let moved = self.engine.turn(&mut events, until, &mut own).map_err(|e| Error::new("wait for events", &e));
             match moved {
                 Ok(false) => {}

@@ -370,10 +370,15 @@ impl Engine {
             self.accept_again = None;
         }
         let mut waiting = std::mem::take(&mut self.waiting);
+        if waiting == 0 {
+            return;
+        }
+        // lent to itself for a moment: a listener is large to move
+        let mut listeners = std::mem::take(&mut self.listeners);
         while waiting != 0 {
             let place = waiting.trailing_zeros() as usize;
             waiting &= waiting - 1;
-            let Some(mut listener) = self.listeners[place].take() else { continue };
+            let Some(Some(listener)) = listeners.get_mut(place) else { continue };
             let (tcp, udp, batch, replies, mut cx) = self.split(now);
             cx.listener = listener.place;
             if listener.has_queued() {
@@ -395,8 +400,8 @@ impl Engine {
                 self.accept_again = Some(now.after(ACCEPT_PAUSE));
             }
             self.waiting |= u32::from(listener.has_queued() || listener.has_waiting()) << place;
-            self.listeners[place] = Some(listener);
         }
+        self.listeners = listeners;
     }
 
     /// How long poll may sleep, with nothing to do before `until`.
@@ -415,8 +420,7 @@ impl Engine {
 
     /// When something of the tables is due.
     fn deadline(&self) -> Option<Tick> {
-        let mut soonest = self.accept_again;
-        for at in [
+        let tables = [
             self.tcp.deadline(),
             self.udp.deadline(),
             self.resolver.deadline(),
@@ -424,10 +428,8 @@ impl Engine {
             self.replies.redirects.deadline(),
             self.checks.as_ref().and_then(Checks::deadline),
             self.spares.deadline(),
-        ] {
-            soonest = Tick::soonest(soonest, at);
-        }
-        soonest
+        ];
+        tables.iter().fold(self.accept_again, |soonest, at| Tick::soonest(soonest, *at))
     }
 
     fn with_checks(&mut self, now: Tick, work: impl FnOnce(&mut Checks, &mut Cx<'_>)) {

@@ -214,11 +214,15 @@ impl Policy {
         verdict
     }
 
+    /// True if names are looked for in flows to this port.
+    pub fn looks_at(&self, proto: Proto, port: u16) -> bool {
+        self.sniff_port.contains(&SniffPort { tcp: proto == Proto::Tcp, port })
+    }
+
     /// True if the name that the client asks for would help to decide, and may be looked for at this port.
     pub fn needs_name(&self, flow: &Flow<'_>) -> bool {
         let tcp = flow.proto == Proto::Tcp;
-        let sniffed = SniffPort { tcp, port: flow.orig_dst.port() };
-        if flow.domain.is_some() || !self.sniff_port.contains(&sniffed) {
+        if flow.domain.is_some() || !self.looks_at(flow.proto, flow.orig_dst.port()) {
             return false;
         }
         let first = self.rules.iter().find(|rule| rule.matches_but_for_its_name(flow));

@@ -42,9 +42,8 @@ fn encode(client: Endpoint, destination: Endpoint, mapping: Key, now: Tick) -> E
 
 fn is_for(entry: &Entry, wanted: &Entry) -> bool {
     // word by word: a comparison of slices is a call, and goes octet by octet where a program is built for size
-    let [a, b, c, d, ports, _] = *wanted;
-    let other = (entry[0] ^ a) | (entry[1] ^ b) | (entry[2] ^ c) | (entry[3] ^ d) | ((entry[4] ^ ports) & PORTS);
-    other == 0 && in_use(entry)
+    let same_ports = (entry[4] as u32) == (wanted[4] as u32);
+    same_ports && in_use(entry) && entry.iter().zip(wanted).take(4).all(|(one, other)| one == other)
 }
 
 fn in_use(entry: &Entry) -> bool {

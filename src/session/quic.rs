@@ -60,6 +60,9 @@ impl Udp {
     /// Looks for a name in the datagrams of a flow that have come, if a rule needs it.
     pub(super) fn look_for_name(&mut self, unknown: Unknown, payload: &[u8], cx: &mut Cx<'_>) -> Looked {
         let (client, orig_dst, device) = unknown;
+        if !cx.policy.looks_at(Proto::Udp, orig_dst.port()) {
+            return Looked::Done(None);
+        }
         let place = self.sniffs.position(client.into(), orig_dst.into());
         if place.is_none() {
             let origin = cx.origins.of_datagram(device, client, cx.now);

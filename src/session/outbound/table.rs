@@ -274,6 +274,12 @@ impl Outbounds {
 
     /// Tells of those with a server, and of groups, that have gone up or down since the last call. To be called once a turn.
     pub fn announce(&mut self, events: &mut Events) {
+        let is_as_before = |outbound: &Outbound| {
+            outbound.health.state == outbound.announced && !matches!(outbound.way, Way::Group { .. })
+        };
+        if self.list.iter().all(is_as_before) {
+            return;
+        }
         for index in 0..self.list.len() {
             if matches!(self.list[index].way, Way::Group { .. }) {
                 self.list[index].health.state = self.state(index as u16, DEEPEST);
