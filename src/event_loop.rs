@@ -26,7 +26,7 @@ use crate::store::pool::Pool;
 use crate::store::shares::Shares;
 use crate::store::timers::Tick;
 use crate::sys::dgram::ReceiveBatch;
-use crate::sys::random;
+use crate::sys::{memory, random};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use std::cell::RefCell;
@@ -88,6 +88,9 @@ const EVENTS: usize = 256;
 /// How long accepting pauses when descriptors or kernel memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long after a load has passed its memory is kept for the next.
+const TRIM_AFTER: Duration = Duration::from_secs(5);
+
 /// Everything that lives as long as the process.
 pub struct Engine {
     poll: Poll,
@@ -96,6 +99,8 @@ pub struct Engine {
     now: Tick,
     /// When the first of the tables had something to do, as of then.
     due: Option<Tick>,
+    /// When memory goes back to the kernel.
+    trim_at: Option<Tick>,
     config: Config,
     /// Where it was read from.
     file: PathBuf,
@@ -156,6 +161,7 @@ impl Engine {
             file: PathBuf::new(),
             now: Tick(0),
             due: None,
+            trim_at: None,
             families,
             listeners: Vec::new(),
             waiting: 0,
@@ -286,11 +292,17 @@ impl Engine {
             spares::run(&mut self.split(now).4);
         }
         self.outbounds.announce(&mut self.stats.events);
+        if self.trim_at.is_none() && (self.tcp.is_slack() || self.udp.is_slack()) {
+            self.trim_at = Some(now.after(TRIM_AFTER));
+        }
         Ok(resolved.iter().any(|(_, outcome)| matches!(outcome, Outcome::Resolved { .. })))
     }
 
     /// Ends and begins what was due when the turn began.
     fn expire(&mut self, now: Tick, resolved: &mut Resolved) {
+        if self.trim_at.is_some_and(|at| now.reached(at)) {
+            self.trim();
+        }
         let (tcp, udp, _, replies, mut cx) = self.split(now);
         replies.expire(now);
         replies.redirects.expire(now);
@@ -300,6 +312,16 @@ impl Engine {
         udp.give_up_names(replies, &mut cx);
         let mut done = |id, outcome| note(resolved, id, outcome);
         self.resolver.expire(now, self.poll.registry(), &mut done);
+    }
+
+    /// Gives memory back that a load which has passed has left behind.
+    fn trim(&mut self) {
+        self.trim_at = None;
+        self.tcp.trim();
+        self.udp.trim();
+        self.names.trim().into_iter().for_each(memory::discard);
+        self.pool.trim().into_iter().for_each(memory::clear);
+        memory::clear(self.batch.scratch());
     }
 
     /// Goes on with the health checks, which sessions may have hurried.
@@ -429,7 +451,7 @@ impl Engine {
             self.checks.as_ref().and_then(Checks::deadline),
             self.spares.deadline(),
         ];
-        tables.iter().fold(self.accept_again, |soonest, at| Tick::soonest(soonest, *at))
+        tables.iter().fold(Tick::soonest(self.accept_again, self.trim_at), |soonest, at| Tick::soonest(soonest, *at))
     }
 
     fn with_checks(&mut self, now: Tick, work: impl FnOnce(&mut Checks, &mut Cx<'_>)) {

@@ -6,6 +6,7 @@
 use crate::store::endpoint::{Endpoint, keyed_hash};
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
+use crate::sys::memory;
 
 /// What was decided for one destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,11 +131,9 @@ impl Destinations {
         }
     }
 
-    /// Forgets everything.
+    /// Forgets everything, and gives its memory back.
     pub fn forget_all(&mut self) {
-        for entry in self.sets.iter_mut().flatten() {
-            *entry = [0; 6];
-        }
+        memory::clear(self.sets.as_flattened_mut().as_flattened_mut());
         self.used = 0;
     }
 

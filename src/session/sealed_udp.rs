@@ -11,7 +11,7 @@ use crate::stats::Drop;
 use crate::stats::events::unix_time;
 use crate::store::slab::Key;
 use crate::sys::dgram::{self, ReceiveBatch, SLOT};
-use crate::sys::random;
+use crate::sys::{memory, random};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
@@ -41,6 +41,12 @@ impl SealedUdp {
             self.sessions.push(None);
         }
         (self.sessions[slot].get_or_insert_with(|| Session::new(random::u64())), &mut self.buffer)
+    }
+
+    /// Gives memory back, as there are no mappings.
+    pub(super) fn trim(&mut self) {
+        self.sessions.clear();
+        memory::discard(self.sessions.spare_capacity_mut());
     }
 
     /// The mapping in `slot` ends, or goes another way.

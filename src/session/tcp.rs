@@ -16,7 +16,7 @@ use crate::store::names::NameSlot;
 use crate::store::shares::Share;
 use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
-use crate::sys::sockopt;
+use crate::sys::{memory, sockopt};
 use mio::Interest;
 use mio::unix::SourceFd;
 use std::collections::VecDeque;
@@ -106,6 +106,8 @@ pub struct Tcp {
     /// Sessions whose share of a turn was used up.
     queue: VecDeque<Key>,
     pub(super) loops: Loops,
+    /// One has ended since the last [`Self::trim`].
+    ended: bool,
 }
 
 /// Memory that an established session takes in the process, timers and queues included; handshakes have a pool of their own.
@@ -138,6 +140,7 @@ impl Tcp {
             timers: Timers::new(capacity),
             queue: VecDeque::with_capacity(capacity.into()),
             loops: Loops::default(),
+            ended: false,
         }
     }
 
@@ -159,6 +162,20 @@ impl Tcp {
     /// Most sessions.
     pub fn capacity(&self) -> usize {
         self.sessions.capacity()
+    }
+
+    /// True if memory is left over from many sessions that have gone since [`Self::trim`].
+    pub fn is_slack(&self) -> bool {
+        self.ended && self.sessions.is_slack()
+    }
+
+    /// Gives the memory of those that have gone back.
+    pub fn trim(&mut self) {
+        self.ended = false;
+        memory::discard(self.sessions.trim());
+        memory::discard(self.dials.trim());
+        #[cfg(feature = "shadowsocks")]
+        memory::discard(self.sealed.trim());
     }
 
     /// Takes an accepted connection, and starts to reach its destination through `outbound`.

@@ -27,6 +27,7 @@ use crate::store::slab::{Key, Slab};
 use crate::store::timers::{Tick, Timers};
 use crate::sys::dgram::queue::SendQueue;
 use crate::sys::dgram::{ReceiveBatch, SLOTS};
+use crate::sys::memory;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -62,6 +63,8 @@ pub struct Udp {
     outgoing_of: Key,
     hash_key: u64,
     pub(super) loops: Loops,
+    /// One has ended since the last [`Self::trim`].
+    ended: bool,
 }
 
 /// Memory that an idle flow of one destination takes: its mapping with timer, index and queue, and one destination entry.
@@ -114,6 +117,7 @@ impl Udp {
             outgoing_of: Key::NONE,
             hash_key,
             loops: Loops::default(),
+            ended: false,
         }
     }
 
@@ -130,6 +134,23 @@ impl Udp {
     /// Most mappings.
     pub fn capacity(&self) -> usize {
         self.mappings.capacity()
+    }
+
+    /// True if memory is left over from many mappings that have gone since [`Self::trim`].
+    pub fn is_slack(&self) -> bool {
+        self.ended && self.mappings.is_slack()
+    }
+
+    /// Gives the memory of those that have gone back. Decisions are forgotten with the last of them.
+    pub fn trim(&mut self) {
+        self.ended = false;
+        memory::discard(self.mappings.trim());
+        memory::discard(self.dials.trim());
+        if self.mappings.is_empty() {
+            #[cfg(feature = "shadowsocks")]
+            self.sealed.trim();
+            self.destinations.forget_all();
+        }
     }
 
     /// The destination entries, for `status`.

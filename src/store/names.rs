@@ -1,5 +1,6 @@
 //! Names of flows, in fixed memory: blocks of one size, chained, since most names are short and none may be cut.
 
+use std::mem::MaybeUninit;
 use std::num::NonZeroU16;
 
 /// Longest name, as DNS has it.
@@ -15,8 +16,9 @@ pub type NameText = heapless::String<NAME_MAX>;
 /// Bytes of a name in one block.
 const TEXT: usize = 30;
 
+/// A part of a name.
 #[derive(Debug, Clone, Copy)]
-struct Block {
+pub struct Block {
     /// Ends with a zero octet, if the name ends in this block and leaves room for one.
     text: [u8; TEXT],
     /// Number of the next block, or of the next free one; 0: none.
@@ -66,6 +68,16 @@ impl Names {
             next = self.take(block);
         }
         NonZeroU16::new(next).map(NameSlot)
+    }
+
+    /// The memory where nothing is, if there are no names now.
+    pub fn trim(&mut self) -> Option<&mut [MaybeUninit<Block>]> {
+        if self.lent > 0 {
+            return None;
+        }
+        self.blocks.clear();
+        self.free = 0;
+        Some(self.blocks.spare_capacity_mut())
     }
 
     fn take(&mut self, block: Block) -> u16 {

@@ -78,6 +78,11 @@ impl Pool {
         usize::from(self.chunks - self.lowest_free)
     }
 
+    /// The memory of the buffers, if none is lent: what is in it matters to nobody then.
+    pub fn trim(&mut self) -> Option<&mut [u8]> {
+        (self.lent() == 0 && self.peak() > 0).then_some(&mut self.area)
+    }
+
     /// True if [`Self::take`] has nothing to give.
     pub fn is_empty(&self) -> bool {
         self.free.is_empty()

@@ -1,5 +1,7 @@
 //! A fixed number of slots, and keys that tell a slot's tenant from its successor.
 
+use std::mem::MaybeUninit;
+
 /// Names one tenant of a slot. A key whose tenant has gone finds nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -20,26 +22,24 @@ impl Key {
 /// Slots of fixed number. All memory is reserved at the start, and touched as tenants come; the slot given back last is taken
 /// first, so a small load touches little.
 pub struct Slab<T> {
-    entries: Vec<Entry<T>>,
-    /// Slots that are free among `entries`, the next to take last.
+    values: Vec<Option<T>>,
+    /// Of the slots touched so far; those beyond `values` keep theirs, so that no key ever finds a successor.
+    generations: Vec<u16>,
+    /// Slots that are free among `values`, the next to take last.
     free: Vec<u16>,
     capacity: usize,
     occupied: usize,
 }
 
-struct Entry<T> {
-    generation: u16,
-    value: Option<T>,
-}
-
 impl<T> Slab<T> {
     /// Bytes that one slot takes, whether occupied or not.
-    pub const SLOT_SIZE: usize = size_of::<Entry<T>>() + size_of::<u16>();
+    pub const SLOT_SIZE: usize = size_of::<Option<T>>() + 2 * size_of::<u16>();
 
     /// Room for `capacity` tenants, at most 65,535.
     pub fn new(capacity: u16) -> Slab<T> {
         let capacity = usize::from(capacity);
-        Slab { entries: Vec::with_capacity(capacity), free: Vec::with_capacity(capacity), capacity, occupied: 0 }
+        let (generations, free) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        Slab { values: Vec::with_capacity(capacity), generations, free, capacity, occupied: 0 }
     }
 
     /// How many slots there are.
@@ -68,24 +68,30 @@ impl<T> Slab<T> {
     /// Gives `value` back if all slots are occupied.
     pub fn insert(&mut self, value: T) -> Result<Key, T> {
         let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.entries.len() < self.capacity => {
-                self.entries.push(Entry { generation: 0, value: None });
-                (self.entries.len() - 1) as u16
+            Some(slot) => {
+                self.values[usize::from(slot)] = Some(value);
+                slot
+            }
+            None if self.values.len() < self.capacity => {
+                self.values.push(Some(value));
+                if self.generations.len() < self.values.len() {
+                    self.generations.push(0);
+                }
+                (self.values.len() - 1) as u16
             }
             None => return Err(value),
         };
-        let entry = &mut self.entries[usize::from(slot)];
-        entry.value = Some(value);
         self.occupied += 1;
-        Ok(Key { slot, generation: entry.generation })
+        Ok(Key { slot, generation: self.generations[usize::from(slot)] })
     }
 
     /// Moves the tenant out and frees the slot; `None` if it has gone already.
     pub fn remove(&mut self, key: Key) -> Option<T> {
-        let entry = self.entries.get_mut(usize::from(key.slot)).filter(|entry| entry.generation == key.generation)?;
-        let value = entry.value.take()?;
-        entry.generation = match entry.generation + 1 {
+        if !self.is_current(key) {
+            return None;
+        }
+        let value = self.values.get_mut(usize::from(key.slot))?.take()?;
+        self.generations[usize::from(key.slot)] = match key.generation + 1 {
             Key::NO_GENERATION => 0,
             next => next,
         };
@@ -94,37 +100,59 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    fn is_current(&self, key: Key) -> bool {
+        self.generations.get(usize::from(key.slot)) == Some(&key.generation)
+    }
+
     /// The tenant, if it is still there.
     pub fn get(&self, key: Key) -> Option<&T> {
-        let entry = self.entries.get(usize::from(key.slot)).filter(|entry| entry.generation == key.generation)?;
-        entry.value.as_ref()
+        if self.is_current(key) { self.values.get(usize::from(key.slot))?.as_ref() } else { None }
     }
 
     /// The tenant, if it is still there, to change.
     pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        let entry = self.entries.get_mut(usize::from(key.slot)).filter(|entry| entry.generation == key.generation)?;
-        entry.value.as_mut()
+        if self.is_current(key) { self.values.get_mut(usize::from(key.slot))?.as_mut() } else { None }
     }
 
     /// The key of whoever is in `slot` now.
     pub fn key_at(&self, slot: u16) -> Option<Key> {
-        let entry = self.entries.get(usize::from(slot)).filter(|entry| entry.value.is_some())?;
-        Some(Key { slot, generation: entry.generation })
+        self.values.get(usize::from(slot)).filter(|value| value.is_some())?;
+        Some(Key { slot, generation: self.generations[usize::from(slot)] })
     }
 
     /// All tenants.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.entries.iter().enumerate().filter_map(|(slot, entry)| {
-            let key = Key { slot: slot as u16, generation: entry.generation };
-            entry.value.as_ref().map(|value| (key, value))
+        self.values.iter().zip(&self.generations).enumerate().filter_map(|(slot, (value, generation))| {
+            let key = Key { slot: slot as u16, generation: *generation };
+            value.as_ref().map(|value| (key, value))
         })
     }
 
-    /// One more than the highest slot ever occupied: a bound for walks by [`Self::key_at`].
+    /// One more than the highest slot in use: a bound for walks by [`Self::key_at`].
     pub fn touched(&self) -> u16 {
-        self.entries.len() as u16
+        self.values.len() as u16
+    }
+
+    /// True if few of the slots in use are occupied, so that [`Self::trim`] may find something.
+    pub fn is_slack(&self) -> bool {
+        self.values.len() > SLACK_FROM && self.occupied < self.values.len() / 4
+    }
+
+    /// Gives up the slots behind the last that is occupied, and returns the memory where nothing is now. The lowest slots
+    /// are taken first from then on.
+    pub fn trim(&mut self) -> &mut [MaybeUninit<Option<T>>] {
+        let used = self.values.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        self.values.truncate(used);
+        self.free.clear();
+        for (slot, _) in self.values.iter().enumerate().rev().filter(|(_, value)| value.is_none()) {
+            self.free.push(slot as u16);
+        }
+        self.values.spare_capacity_mut()
     }
 }
+
+/// Slots that are not worth looking at.
+const SLACK_FROM: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -152,6 +180,23 @@ mod tests {
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.get(second), Some(&2));
         assert_eq!(slab.get(Key::NONE), None);
+    }
+
+    #[test]
+    fn a_trimmed_slab_keeps_who_is_there_and_finds_nobody_who_has_gone() {
+        let mut slab = Slab::new(1000);
+        let mut keys: Vec<Key> = (0..1000).map(|n| slab.insert(n).unwrap()).collect();
+        assert_eq!((slab.is_slack(), slab.trim().len()), (false, 0));
+        let stays = keys.swap_remove(99);
+        assert!(keys.iter().all(|key| slab.remove(*key).is_some()));
+        assert!(slab.is_slack());
+        assert_eq!((slab.trim().len(), slab.touched(), slab.len()), (900, 100, 1));
+        assert_eq!(slab.get(stays), Some(&99));
+        for n in 0..999 {
+            let key = slab.insert(n).unwrap();
+            assert!(!keys.contains(&key) && slab.get(key) == Some(&n), "{n}");
+        }
+        assert!(slab.is_full() && keys.iter().all(|key| slab.get(*key).is_none()));
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! How much memory this process takes, as the kernel counts it.
+//! How much memory this process takes, as the kernel counts it, and how it gives back what it no longer uses.
 
 use std::fs::File;
 use std::io::Read;
+use std::mem::MaybeUninit;
 
 /// Memory of this process in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,41 @@ pub fn mapped_files() -> u64 {
         is_file.then_some(length)
     });
     lengths.sum()
+}
+
+/// Gives the whole pages of `spare` back to the kernel. There is nothing in it, so nobody can tell.
+pub fn discard<T>(spare: &mut [MaybeUninit<T>]) {
+    give_back(spare.as_mut_ptr().cast(), size_of_val(spare));
+}
+
+/// Sets everything to zero; whole pages by giving them back to the kernel, which hands out zeroes when they are touched again.
+pub fn clear<T: Number>(numbers: &mut [T]) {
+    let (at, len) = (numbers.as_mut_ptr(), numbers.len());
+    let (before, given) = give_back(at.cast(), size_of_val(numbers));
+    // pages begin and end between two numbers, whose sizes divide a page's
+    let (before, behind) = (before / size_of::<T>(), (before + given) / size_of::<T>());
+    numbers[..before.min(len)].fill(T::default());
+    numbers[behind.min(len)..].fill(T::default());
+}
+
+/// Numbers whose zero is all zero bits.
+pub trait Number: Copy + Default {}
+impl Number for u8 {}
+impl Number for u16 {}
+impl Number for u64 {}
+
+/// Gives the whole pages among `len` bytes from `at` on back; returns how many bytes lie before them, and how many they have.
+fn give_back(at: *mut u8, len: usize) -> (usize, usize) {
+    // SAFETY: no memory is touched.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    let before = at.align_offset(page).min(len);
+    let given = (len - before) / page * page;
+    // SAFETY: the range lies within what the caller has borrowed exclusively, whose bytes may all become zero; it comes from
+    // the allocator, so it is anonymous private memory, of which MADV_DONTNEED takes the content and leaves the mapping.
+    if given == 0 || unsafe { libc::madvise(at.add(before).cast(), given, libc::MADV_DONTNEED) } != 0 {
+        return (len, 0);
+    }
+    (before, given)
 }
 
 fn read<'b>(path: &str, buffer: &'b mut [u8]) -> &'b str {
@@ -85,5 +121,29 @@ mod tests {
         let text = "PssX:  1 kB\nPss:     12 kB\nPss_Anon: 3 kB\n";
         assert_eq!(field(text, "Pss:"), Some(12 * 1024));
         assert_eq!(field(text, "Swap:"), None);
+    }
+
+    #[test]
+    fn what_is_cleared_is_zero_everywhere_and_what_is_beside_it_stays() {
+        let mut numbers = vec![7_u16; 100_000];
+        for (from, to) in [(1, 99_990), (5, 9), (0, 0), (50_000, 51_000)] {
+            numbers.fill(7);
+            clear(&mut numbers[from..to]);
+            assert!(numbers[from..to].iter().all(|n| *n == 0));
+            assert!(numbers[..from].iter().chain(&numbers[to..]).all(|n| *n == 7));
+        }
+        clear(&mut vec![1_u64; 10_000]);
+    }
+
+    #[test]
+    fn discarded_pages_are_no_longer_resident() {
+        let mut memory: Vec<u64> = Vec::with_capacity(4 << 20);
+        memory.resize(4 << 20, 1);
+        let before = usage().used;
+        memory.truncate(10);
+        discard(memory.spare_capacity_mut());
+        // others run beside it, but do not take 16 MB
+        assert!(before - usage().used.min(before) > 16 << 20);
+        assert_eq!(memory, [1; 10]);
     }
 }

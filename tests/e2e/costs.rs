@@ -138,7 +138,7 @@ fn how_many() -> usize {
 }
 
 #[test]
-fn ten_thousand_idle_sessions_cost_three_megabytes_and_two_descriptors_each() {
+fn ten_thousand_idle_sessions_cost_three_megabytes_and_two_descriptors_each_and_give_them_back() {
     let count = how_many();
     let table = count.min(16_384).to_string();
     let passage = Passage::open_with(Way::Direct, Family::V4, |uci| {
@@ -167,9 +167,14 @@ fn ten_thousand_idle_sessions_cost_three_megabytes_and_two_descriptors_each() {
     drop(sessions);
     daemon.wait_idle();
     daemon.wait_descriptors(descriptors);
-    let left = daemon.private_memory().saturating_sub(before);
-    println!("{} KB more than before when they have gone", left / 1024);
-    assert!(left <= grown + 64 * 1024, "{left} bytes more when all have gone, {grown} while they were there");
+    let left = || daemon.private_memory().saturating_sub(before);
+    let most = grown / 5;
+    let begin = Instant::now();
+    while left() > most && begin.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(50));
+    }
+    println!("{} KB more than before when they have gone, {} KB while they were there", left() / 1024, grown / 1024);
+    assert!(left() <= most, "{} bytes more when all have gone, {grown} while they were there", left());
 }
 
 /// What waits unsent is limited by `TCP_NOTSENT_LOWAT`. What waits unread from the server is not ours to limit without giving

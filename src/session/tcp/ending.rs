@@ -75,6 +75,7 @@ impl Tcp {
 
     pub(in crate::session) fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
         let Some(mut session) = self.sessions.remove(key) else { return };
+        self.ended = true;
         self.timers.clear(key.slot);
         self.dials.remove(session.dial);
         #[cfg(feature = "shadowsocks")]

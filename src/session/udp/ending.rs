@@ -58,6 +58,7 @@ impl Udp {
         let Some(mut mapping) = self.mappings.remove(key) else { return };
         let only = mapping.single.then_some(mapping.orig_dst);
         self.index.remove(self.hash(mapping.client, mapping.outbound, only), key.slot);
+        self.ended = true;
         self.lru.remove(key.slot);
         self.timers.clear(key.slot);
         self.dials.remove(mapping.dial);
