@@ -77,6 +77,21 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
     (fixed + variable + STACK + HELPER + REST) as u64 + mapped_files
 }
 
+/// Bytes of the kernel's memory for full tables: sockets of sessions and flows with little on its way, their epoll and
+/// connection tracking entries, and `nft` while it loads the rules. An estimate, for people who plan; a test holds it.
+pub fn kernel(tables: Tables) -> u64 {
+    (tables.tcp * KERNEL_PER_SESSION + tables.udp * KERNEL_PER_FLOW + NFT) as u64
+}
+
+/// Two TCP sockets whose buffers are nearly empty.
+const KERNEL_PER_SESSION: usize = 8 << 10;
+
+/// One UDP socket.
+const KERNEL_PER_FLOW: usize = 2 << 10;
+
+/// `nft` with few rules.
+const NFT: usize = 3 << 20;
+
 fn sets(config: &Config) -> usize {
     config.sets.iter().map(|set| set.entries.memory()).sum()
 }

@@ -84,6 +84,8 @@ pub struct Needs {
     pub descriptors_wanted: u64,
     /// Most memory of the process, in bytes.
     pub memory: u64,
+    /// Memory of the kernel's for full tables, about, in bytes.
+    pub kernel_memory: u64,
 }
 
 /// What can be said of the configuration alone: `check --config-only`.
@@ -97,7 +99,11 @@ pub fn configuration(cfg: &Config, needs: Needs) -> Vec<Finding> {
     }
     let (tcp, udp) = (cfg.globals.tcp_sessions, cfg.globals.udp_sessions);
     let mebibytes = needs.memory.div_ceil(1 << 20);
-    let text = format!("at most {mebibytes} MB of memory, for {tcp} TCP sessions and {udp} UDP mappings");
+    let kernel = needs.kernel_memory.div_ceil(1 << 20);
+    let text = format!(
+        "at most {mebibytes} MB of memory, for {tcp} TCP sessions and {udp} UDP mappings; full and quiet, these take about \
+         {kernel} MB of the kernel's"
+    );
     findings.push(Finding::ok("bound", text));
     findings
 }
@@ -326,7 +332,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_the_configuration_alone_shows_is_found() {
-        let needs = Needs { descriptors: 1, descriptors_wanted: 2, memory: 0 };
+        let needs = Needs { descriptors: 1, descriptors_wanted: 2, memory: 0, kernel_memory: 0 };
         let found = |text: &str| ids(&configuration(&parsed(text), needs));
         assert_eq!(found("config globals\n\toption enabled '0'\n"), ["configuration", "enabled"], "and no listener");
         let two = "config listener 'a'\n\toption port '1'\n\tlist device 'lan0'\n\
@@ -357,7 +363,7 @@ pub(super) mod tests {
 
     #[test]
     fn too_few_descriptors_fail_and_a_few_too_few_warn() {
-        let needs = Needs { descriptors: 1000, descriptors_wanted: 2000, memory: 0 };
+        let needs = Needs { descriptors: 1000, descriptors_wanted: 2000, memory: 0, kernel_memory: 0 };
         let severities = [999, 1000, 2000].map(|limit| descriptors(limit, needs).severity);
         assert_eq!(severities, [Severity::Fail, Severity::Warn, Severity::Ok]);
     }

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
     use crate::check::tests::{config, ids, tree};
 
-    const NEEDS: Needs = Needs { descriptors: 1, descriptors_wanted: 2, memory: 20 << 20 };
+    const NEEDS: Needs = Needs { descriptors: 1, descriptors_wanted: 2, memory: 20 << 20, kernel_memory: 0 };
 
     fn meminfo(available_kb: u64) -> String {
         format!("MemTotal:      60000 kB\nMemFree:  1 kB\nMemAvailable:   {available_kb} kB\n")

@@ -83,6 +83,7 @@ impl Check {
         let needs = Needs {
             descriptors: descriptors_needed(&config),
             descriptors_wanted: descriptors_wanted(&config),
+            kernel_memory: budget::kernel(Tables::of(&config.globals)),
             memory: budget::bound(Tables::of(&config.globals), &config, memory::mapped_files()),
         };
         let mut findings = check::configuration(&config, needs);

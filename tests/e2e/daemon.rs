@@ -255,18 +255,29 @@ impl Daemon {
         self.memory_of("Pss:")
     }
 
+    /// The same of the network process and its helper together.
+    pub fn memory_with_helper(&self) -> u64 {
+        let pid = self.process.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let helpers: u64 = children.split_whitespace().map(|pid| memory_of(pid, "Pss:")).sum();
+        self.memory() + helpers
+    }
+
     /// Memory that it has written to and shares with nobody: unlike PSS it does not depend on who else runs the program.
     pub fn private_memory(&self) -> u64 {
         self.memory_of("Private_Dirty:")
     }
 
     fn memory_of(&self, kind: &str) -> u64 {
-        let path = format!("/proc/{}/smaps_rollup", self.process.pid());
-        let rollup = std::fs::read_to_string(path).expect("the daemon runs");
-        let size = rollup.lines().find_map(|line| line.strip_prefix(kind)).expect("a line of this kind");
-        let kilobytes = size.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number");
-        kilobytes * 1024
+        memory_of(&self.process.pid().to_string(), kind)
     }
+}
+
+fn memory_of(pid: &str, kind: &str) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("it runs");
+    let size = rollup.lines().find_map(|line| line.strip_prefix(kind)).expect("a line of this kind");
+    let kilobytes = size.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number");
+    kilobytes * 1024
 }
 
 fn control_of(dir: &TempDir) -> String {

@@ -1,6 +1,7 @@
 //! What a house full of devices and a hostile network do to it, one fault a test. Those of proxies in their handshakes are in
 //! `failures.rs`, `connect.rs` and `shadowsocks.rs`, those of the daemon's own life in `lifecycle.rs`.
 
+mod bounds;
 mod flood;
 mod greedy;
 mod network;
