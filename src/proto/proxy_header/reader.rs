@@ -56,10 +56,17 @@ fn line(text: &[u8], used: usize) -> Header {
     let address = |ip: &str, port: &str| Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?));
     match (address(from, from_port), address(to, to_port), words.next()) {
         (Some(from), Some(to), None) if from.is_ipv4() == v4 && to.is_ipv4() == v4 => {
-            Header::Whole { flow: Some((from, to)), used }
+            one_family(from, to).map_or(Header::Bad, |flow| Header::Whole { flow: Some(flow), used })
         }
         _ => Header::Bad,
     }
+}
+
+/// Both as v4 where they are v4-mapped, as rules and sockets want them. No flow has ends of two families.
+fn one_family(from: SocketAddr, to: SocketAddr) -> Option<(SocketAddr, SocketAddr)> {
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let (from, to) = (canonical(from), canonical(to));
+    (from.is_ipv4() == to.is_ipv4()).then_some((from, to))
 }
 
 /// What follows the signature (section 2.2); `None`: too few.
@@ -78,7 +85,7 @@ fn octets(bytes: &[u8], transport: Transport) -> Option<Header> {
         _ if command == 0x20 || kind & 0x0f == 0 || kind & 0xf0 == 0 => None,
         _ if kind & 0x0f != wanted => return Some(Header::Bad),
         _ if kind & 0xf0 == INET => addresses::<4>(&mut rest, |ip| Ipv4Addr::from(ip).into()),
-        _ if kind & 0xf0 == INET6 => addresses::<16>(&mut rest, |ip| Ipv6Addr::from(ip).to_canonical()),
+        _ if kind & 0xf0 == INET6 => addresses::<16>(&mut rest, |ip| Ipv6Addr::from(ip).into()),
         _ => return Some(Header::Bad),
     };
     let wants_addresses = command == 0x21 && kind & 0x0f != 0 && kind & 0xf0 != 0;
@@ -88,7 +95,7 @@ fn octets(bytes: &[u8], transport: Transport) -> Option<Header> {
 fn addresses<const N: usize>(rest: &mut Reader<'_>, ip: fn([u8; N]) -> IpAddr) -> Option<(SocketAddr, SocketAddr)> {
     let (from, to) = (ip(rest.array()?), ip(rest.array()?));
     let (from_port, to_port) = (rest.u16()?, rest.u16()?);
-    Some((SocketAddr::new(from, from_port), SocketAddr::new(to, to_port)))
+    one_family(SocketAddr::new(from, from_port), SocketAddr::new(to, to_port))
 }
 
 const LINE: &[u8] = b"PROXY ";
@@ -150,6 +157,17 @@ mod tests {
         let datagram = [&SIGNATURE[..], &[0x21, INET | DATAGRAM, 0, 12], &[0; 12]].concat();
         assert_eq!(read(&datagram, Transport::Stream), Header::Bad);
         assert_eq!(read(b"PROXY UNKNOWN\r\n", Transport::Datagram), Header::Bad);
+        assert_eq!(read(b"PROXY TCP6 ::ffff:192.0.2.1 2001:db8::1 1 2\r\n", Transport::Stream), Header::Bad);
+        let mixed =
+            [&SIGNATURE[..], &[0x21, INET6 | STREAM, 0, 36], &[0; 10], &[0xff; 2], &[1; 4], &[0x20; 20]].concat();
+        assert_eq!(read(&mixed, Transport::Stream), Header::Bad);
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_v4_address_that_rules_know() {
+        let line = b"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:203.0.113.9 1 2\r\n";
+        let whole = Header::Whole { flow: Some(flow("192.0.2.1:1", "203.0.113.9:2")), used: line.len() };
+        assert_eq!(read(line, Transport::Stream), whole);
     }
 
     proptest::proptest! {
