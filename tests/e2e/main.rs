@@ -50,6 +50,7 @@ mod router;
 mod segment;
 #[cfg(feature = "shadowsocks")]
 mod shadowsocks;
+mod soak;
 mod spares;
 mod tcp;
 mod told;

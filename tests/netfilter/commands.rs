@@ -7,7 +7,7 @@ use crate::helper::Daemon;
 use crate::lab::{Lab, Stub, lab};
 use crate::{PLAIN, config};
 
-const MODEST: Needs = Needs { descriptors: 64, descriptors_wanted: 128, memory: 1 << 20 };
+const MODEST: Needs = Needs { descriptors: 64, descriptors_wanted: 128, memory: 1 << 20, kernel_memory: 0 };
 
 fn clear_here(lab: &Lab) {
     let errors = lab.router.run(|| clear(Some(&config(PLAIN))));

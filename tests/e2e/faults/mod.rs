@@ -120,20 +120,29 @@ impl Ground {
 
     /// Lets the daemon have that many descriptors beside those that it has.
     pub fn leave_descriptors(&self, free: usize) {
-        let pid = self.daemon.process().pid();
-        let folder = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the daemon runs");
+        Ground::leave_descriptors_of(&self.lab, &self.daemon, free);
+    }
+
+    /// The same for any daemon.
+    pub fn leave_descriptors_of(lab: &Lab, daemon: &Daemon, free: usize) {
+        let folder = std::fs::read_dir(format!("/proc/{}/fd", daemon.process().pid())).expect("the daemon runs");
         let open: Vec<usize> =
-            folder.map(|fd| fd.expect("it").file_name().to_string_lossy().parse().expect("a number")).collect();
+            folder.flatten().map(|fd| fd.file_name().to_string_lossy().parse().expect("a number")).collect();
         let last = (0..).filter(|n| !open.contains(n)).nth(free).expect("there is always one more");
-        self.limit_descriptors(&last.to_string());
+        limit_descriptors(lab, daemon, &last.to_string());
     }
 
     /// Gives them back.
     pub fn give_descriptors_back(&self) {
-        let pid = self.daemon.process().pid();
-        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("the daemon runs");
+        Ground::give_descriptors_back_to(&self.lab, &self.daemon);
+    }
+
+    /// The same for any daemon.
+    pub fn give_descriptors_back_to(lab: &Lab, daemon: &Daemon) {
+        let limits =
+            std::fs::read_to_string(format!("/proc/{}/limits", daemon.process().pid())).expect("the daemon runs");
         let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
-        self.limit_descriptors(files.split_whitespace().nth(4).expect("a hard limit"));
+        limit_descriptors(lab, daemon, files.split_whitespace().nth(4).expect("a hard limit"));
     }
 
     /// Waits until nothing is left, and no more descriptors are open than `before`.
@@ -146,11 +155,11 @@ impl Ground {
             std::thread::yield_now();
         }
     }
+}
 
-    fn limit_descriptors(&self, soft: &str) {
-        let pid = self.daemon.process().pid().to_string();
-        self.lab.router.tool("prlimit", &["--pid", &pid, &format!("--nofile={soft}:")], "");
-    }
+fn limit_descriptors(lab: &Lab, daemon: &Daemon, soft: &str) {
+    let pid = daemon.process().pid().to_string();
+    lab.router.tool("prlimit", &["--pid", &pid, &format!("--nofile={soft}:")], "");
 }
 
 /// Processor time of the network process so far.
