@@ -58,20 +58,19 @@ fn started(lab: &Lab, family: Family, server: Process) -> Process {
 
 const MEGABYTES: usize = 10 << 20;
 
-/// What must go well with every server and method.
-fn all_is_well(lab: &Lab, family: Family) {
+/// What must go well with every server and method. So many octets go each way at once.
+fn all_is_well(lab: &Lab, family: Family, much: usize) {
     let mut chance = Chance::new();
     let listener = listen(&lab.server, family.destination(80), 0);
     let to = listener.local_addr().expect("bound");
-    // ten megabytes each way at once
-    let (up, down) = (chance.octets(MEGABYTES), chance.octets(MEGABYTES));
+    let (up, down) = (chance.octets(much), chance.octets(much));
     let (mut client, mut server) = (connect(&lab.client, to), accept(&listener));
     let (mut from_client, mut from_server) = (client.try_clone().expect("dup"), server.try_clone().expect("dup"));
     thread::scope(|scope| {
         scope.spawn(|| from_client.write_all(&up).expect("send"));
         scope.spawn(|| from_server.write_all(&down).expect("send"));
-        let arrived = scope.spawn(|| read_n(&mut server, MEGABYTES));
-        assert!(read_n(&mut client, MEGABYTES) == down, "what came down is not what was sent");
+        let arrived = scope.spawn(|| read_n(&mut server, much));
+        assert!(read_n(&mut client, much) == down, "what came down is not what was sent");
         assert!(arrived.join().expect("no panic") == up, "what came up is not what was sent");
     });
     // a server that speaks first, and whose end reaches the client
@@ -97,27 +96,63 @@ fn all_is_well(lab: &Lab, family: Family) {
     }
 }
 
+/// The server by both families, ten megabytes by one of them, which are enough for the method.
+fn by_both_families(n: usize) -> [(Family, usize); 2] {
+    [(Family::BOTH[n % 2], MEGABYTES), (Family::BOTH[(n + 1) % 2], MEGABYTES / 40)]
+}
+
+/// Every session has keys of its own, and every one that fits finds a place for them.
+#[test]
+fn a_full_table_of_encrypted_sessions_is_served_and_the_next_one_waits() {
+    let lab = Lab::new();
+    let _server = libev(&lab, Family::V4, OLD[0]);
+    let daemon =
+        Daemon::start(&lab, &uci(Family::V4, OLD[0]).globals(&[("tcp_sessions", "16"), ("udp_sessions", "16")]));
+    let listener = listen(&lab.server, Family::V4.destination(80), 0);
+    let to = listener.local_addr().expect("bound");
+    let mut pairs: Vec<_> = (0..16).map(|_| (connect(&lab.client, to), accept(&listener))).collect();
+    for (client, far) in &mut pairs {
+        exchange(client, far, b"ask", b"answer");
+    }
+    assert_eq!(daemon.status().number("tcp.active"), 16);
+    let mut next = connect(&lab.client, to);
+    next.write_all(b"after you").expect("send");
+    drop(pairs.pop());
+    let mut far = accept(&listener);
+    assert_eq!(read_n(&mut far, 9), b"after you");
+    // and of 20 client ports the longest silent make room
+    let far = udp(&lab.server, Family::V4.destination(7), 4_000);
+    for n in 0..20u8 {
+        let client = udp(&lab.client, Family::V4.client(), 0);
+        client.send_to(&[n], far.local_addr().expect("bound")).expect("send");
+        assert_eq!(receive(&far).0, [n]);
+    }
+    assert_eq!(daemon.status().number("udp.evicted"), 4);
+}
+
 #[test]
 fn all_is_well_through_libev() {
     for (n, method) in OLD.into_iter().enumerate() {
-        let family = Family::BOTH[n % 2];
-        let lab = Lab::new();
-        let _server = libev(&lab, family, method);
-        let daemon = Daemon::start(&lab, &uci(family, method));
-        all_is_well(&lab, family);
-        daemon.stop();
+        for (family, much) in by_both_families(n) {
+            let lab = Lab::new();
+            let _server = libev(&lab, family, method);
+            let daemon = Daemon::start(&lab, &uci(family, method));
+            all_is_well(&lab, family, much);
+            daemon.stop();
+        }
     }
 }
 
 #[test]
 fn all_is_well_through_ssserver() {
     for (n, method) in OLD.into_iter().chain(NEW).enumerate() {
-        let family = Family::BOTH[n % 2];
-        let lab = Lab::new();
-        let Some(_server) = rust(&lab, family, method) else { return };
-        let daemon = Daemon::start(&lab, &uci(family, method));
-        all_is_well(&lab, family);
-        daemon.stop();
+        for (family, much) in by_both_families(n) {
+            let lab = Lab::new();
+            let Some(_server) = rust(&lab, family, method) else { return };
+            let daemon = Daemon::start(&lab, &uci(family, method));
+            all_is_well(&lab, family, much);
+            daemon.stop();
+        }
     }
 }
 
