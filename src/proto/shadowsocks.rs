@@ -240,6 +240,10 @@ pub enum Refusal {
     WrongTime,
     /// SIP022: it answers another request: somebody plays back what he has recorded.
     Replayed,
+    /// SIP004: a chunk of more than 16,383 octets.
+    TooLong,
+    /// It ended in the middle of a chunk.
+    Cut,
     /// It has no meaning.
     Malformed,
 }
@@ -251,6 +255,8 @@ impl fmt::Display for Refusal {
             Refusal::WrongType => "not an answer",
             Refusal::WrongTime => "its clock and ours are more than 30 s apart",
             Refusal::Replayed => "an answer to somebody else's request",
+            Refusal::TooLong => "a chunk of more than 16383 octets",
+            Refusal::Cut => "it ends in the middle of a chunk",
             Refusal::Malformed => "malformed",
         })
     }

@@ -103,6 +103,8 @@ pub enum Failure {
     NotAuthentic(crate::proto::shadowsocks::Refusal),
     /// The server ended the connection instead of answering this.
     ClosedEarly(&'static str),
+    /// The connection was lost instead of an answer to this.
+    Lost(&'static str, io::Error),
     /// This was not answered within `connect_timeout`.
     TimedOut(Duration, &'static str),
     /// The server's name has no address.
@@ -131,7 +133,7 @@ impl Failure {
     pub fn is_unclear(&self) -> bool {
         match self {
             Failure::Refused(Refusal::Reply { rep: 0x07 }) => true,
-            Failure::TimedOut(_, step) | Failure::ClosedEarly(step) => *step == "request",
+            Failure::TimedOut(_, step) | Failure::ClosedEarly(step) | Failure::Lost(step, _) => *step == "request",
             Failure::Refused(refusal) => refusal.fault() == Fault::Unclear,
             Failure::RefusedByHttp(refusal) => refusal.fault() == Fault::Unclear,
             _ => false,
@@ -159,6 +161,7 @@ impl fmt::Display for Failure {
             #[cfg(feature = "shadowsocks")]
             Failure::NotAuthentic(refusal) => write!(f, "what it answers is {refusal}"),
             Failure::ClosedEarly(step) => write!(f, "server closed the connection instead of answering the {step}"),
+            Failure::Lost(step, error) => write!(f, "{} instead of an answer to the {step}", Words(error)),
             Failure::TimedOut(after, "connect") => write!(f, "no answer within {} s", Seconds(*after)),
             Failure::TimedOut(after, step) => write!(f, "no answer within {} s to the {step}", Seconds(*after)),
             Failure::NoAddress => f.write_str("its name has no address yet"),
@@ -331,7 +334,7 @@ impl Dial {
                 Ok(n) => n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(Progress::Waiting),
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(e) => return Err(Failure::Call("read", e)),
+                Err(e) => return Err(Failure::Lost("request", e)),
             };
             let progress = scanner.scan(&self.input[..n]).map_err(Failure::RefusedByHttp)?;
             let used = if let http::Progress::Done { used, .. } = progress { used } else { n };
@@ -373,7 +376,7 @@ impl Dial {
                         Ok(n) => self.have += n as u16,
                         Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(Progress::Waiting),
                         Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                        Err(e) => return Err(Failure::Call("read", e)),
+                        Err(e) => return Err(Failure::Lost(handshake.awaits(), e)),
                     }
                 }
             }
@@ -461,7 +464,9 @@ pub fn report_nobody(cx: &mut Cx<'_>, index: u16, client: SocketAddr, target: So
 pub fn report_broken(cx: &mut Cx<'_>, index: u16, client: SocketAddr, target: SocketAddr, why: &io::Error) {
     let outbound = cx.outbounds.get_mut(index);
     outbound.note_error(format_args!("{target}: {why}"));
-    outbound.bad(cx.now);
+    if why.kind() == ErrorKind::InvalidData {
+        outbound.bad(cx.now);
+    }
     if let Some(held_back) = outbound.failed(cx.now) {
         let server = outbound.server().map(Upstream::display).unwrap_or_default();
         let name = &outbound.name;

@@ -8,7 +8,7 @@
 use super::outbound::Way;
 use super::relay::{End, Pause, Tools, drain, end, write};
 use crate::proto::shadowsocks::stream::{BEGIN_MAX, CHUNK_MAX, OVERHEAD, Stream, UNIT_MAX};
-use crate::proto::shadowsocks::{KEY_MAX, TAG, Target};
+use crate::proto::shadowsocks::{KEY_MAX, Refusal, TAG, Target};
 use crate::stats::events::unix_time;
 use crate::store::pool::{CHUNK, Chunk, Pool};
 use crate::sys::{random, socket};
@@ -214,7 +214,7 @@ fn take_chunks(
                     far.note_end();
                     Ok(())
                 }
-                Ok(_) => Err(Pause::SourceFailed(ErrorKind::UnexpectedEof.into())),
+                Ok(_) => Err(Pause::SourceFailed(io::Error::new(ErrorKind::UnexpectedEof, Refusal::Cut))),
                 Err(e) if e.kind() == ErrorKind::Interrupted => Ok(()),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     far.readable = false;

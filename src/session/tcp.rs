@@ -20,6 +20,7 @@ use crate::sys::{memory, sockopt};
 use mio::Interest;
 use mio::unix::SourceFd;
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -333,7 +334,7 @@ impl Tcp {
         });
         if let Some(reason) = failed {
             if let CloseReason::ServerFailed(e) = &reason
-                && e.kind() == std::io::ErrorKind::InvalidData
+                && matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
             {
                 let (via, client, orig_dst) = (session.via, session.client.address(), session.orig_dst.address());
                 dial::report_broken(cx, via, client, orig_dst, e);

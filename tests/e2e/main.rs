@@ -24,6 +24,7 @@ mod quic;
 mod sock;
 mod socks;
 
+mod bad_servers;
 mod citizen;
 mod connect;
 mod costs;

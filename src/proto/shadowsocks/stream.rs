@@ -161,7 +161,7 @@ impl Stream {
             };
             let opened = with.open(self.down.next_nonce(), unit).ok_or(Refusal::NotAuthentic)?;
             self.awaits = match self.awaits {
-                Unit::Salt | Unit::Length => Unit::Payload(read_u16(opened)?),
+                Unit::Salt | Unit::Length => Unit::Payload(self.read_length(opened)?),
                 Unit::Header => Unit::Payload(self.read_header(self.salt, opened, now)?),
                 Unit::Payload(len) => {
                     let start = used - wanted;
@@ -191,6 +191,12 @@ impl Stream {
             Unit::Length => 2 + TAG,
             Unit::Payload(len) => usize::from(len) + TAG,
         }
+    }
+
+    /// SIP004 keeps the two upper bits for itself; SIP022 has given them free.
+    fn read_length(&self, octets: &[u8]) -> Result<u16, Refusal> {
+        let len = read_u16(octets)?;
+        if self.master.method.is_2022() || usize::from(len) <= CHUNK_MAX { Ok(len) } else { Err(Refusal::TooLong) }
     }
 
     /// Type, time, our salt, length (SIP022 section 3.1.4).

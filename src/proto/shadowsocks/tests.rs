@@ -106,6 +106,10 @@ fn an_answer_that_was_changed_is_late_or_another_s_is_refused() {
             bad[at] ^= 1;
             assert_eq!(fresh().open(&mut bad, NOW), Err(Refusal::NotAuthentic), "{name}, octet {at}");
         }
+        if !method.is_2022() {
+            let mut long = answer(key(method), &request, &[&[7; 0x4000]]);
+            assert_eq!(fresh().open(&mut long, NOW), Err(Refusal::TooLong), "{name}");
+        }
         if method.is_2022() {
             assert_eq!(fresh().open(&mut good.clone(), NOW + 31), Err(Refusal::WrongTime));
             request[0] = 8;
