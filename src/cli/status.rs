@@ -12,6 +12,7 @@ pub(super) fn screen(status: &Tree) -> String {
     listeners(status, &mut text);
     outbounds(status, &mut text);
     rules(status, &mut text);
+    sets(status, &mut text);
     tables(status, &mut text);
     memory(status, &mut text);
     drops(status, &mut text);
@@ -117,6 +118,22 @@ fn rules(status: &Tree, text: &mut String) {
     table.write(text);
     if let Some(more) = all.len().checked_sub(RULES_SHOWN).filter(|more| *more > 0) {
         let _ = writeln!(text, "  and {more} more: see --json");
+    }
+}
+
+fn sets(status: &Tree, text: &mut String) {
+    let all = status.list("sets");
+    if all.is_empty() {
+        return;
+    }
+    let mut table = Table::new(&["Sets", "type", ">entries", ">age"]);
+    for set in all {
+        let age = if *set.get("age_s") == Tree::Null { "-".to_owned() } else { seconds(set.number("age_s")) };
+        table.row(&[set.text("name"), set.text("type"), &set.number("entries").to_string(), &age]);
+    }
+    table.write(text);
+    for set in all.iter().filter(|set| *set.get("update_error") != Tree::Null) {
+        let _ = writeln!(text, "  {}: not updated: {}", set.text("name"), set.text("update_error"));
     }
 }
 
@@ -237,6 +254,8 @@ mod tests {
             "errors":7,"last_error":{"time":1795572453,"text":"203.0.113.9:443: connection refused"}}],
         "rules":[{"number":0,"name":"video","outbound":"hk","active":true,"hits":77},
             {"number":3,"name":null,"outbound":"direct","active":false,"hits":0}],
+        "sets":[{"name":"cn","type":"net","entries":8120,"file":"/etc/tproxyd/cn.list","age_s":259200,
+            "update_time":1795572633,"update_error":"the server refused it"}],
         "tcp":{"active":12,"limit":4096,"total":5521,"refused":0,"evicted":0},
         "udp":{"active":3,"limit":4096,"total":1024,"refused":1,"evicted":2},
         "memory":{"used":3200000,"peak":4100000,"bound":28000000},
@@ -262,6 +281,10 @@ Outbounds  type    state  latency  sessions       up    down  errors
 Rules  name   outbound                                 hits
   0    video  hk                                         77
   3           direct    inactive: its set could not be read
+
+Sets  type  entries  age
+  cn  net      8120  3 d
+  cn: not updated: the server refused it
 
 Sessions  live  limit  since start  refused  evicted
   tcp       12   4096         5521        0        0
