@@ -31,6 +31,7 @@ mod costs;
 mod decisions;
 mod departed;
 mod domains;
+mod dying;
 mod failures;
 mod faults;
 mod forward;

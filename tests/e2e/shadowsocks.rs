@@ -14,7 +14,7 @@ use crate::sock::{accept, connect, exchange, expect_reset, listen, read_all, rea
 
 const PORT: u16 = 8_388;
 
-const OLD: [(&str, &str); 3] =
+pub const OLD: [(&str, &str); 3] =
     [("aes-128-gcm", "secret"), ("aes-256-gcm", "secret"), ("chacha20-ietf-poly1305", "another secret")];
 
 const NEW: [(&str, &str); 3] = [
@@ -23,13 +23,13 @@ const NEW: [(&str, &str); 3] = [
     ("2022-blake3-chacha20-poly1305", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
 ];
 
-fn uci(family: Family, (method, password): (&str, &str)) -> Uci {
+pub fn uci(family: Family, (method, password): (&str, &str)) -> Uci {
     let (server, port) = (family.proxy().to_string(), PORT.to_string());
     let options = [("server", &*server), ("port", &port), ("method", method), ("password", password)];
     Uci::new("shadowsocks").outbound(&options)
 }
 
-fn libev(lab: &Lab, family: Family, (method, password): (&str, &str)) -> Process {
+pub fn libev(lab: &Lab, family: Family, (method, password): (&str, &str)) -> Process {
     let mut command = lab.server.command("ss-server");
     let (server, port) = (family.proxy().to_string(), PORT.to_string());
     command.args(["-s", &server, "-p", &port, "-k", password, "-m", method, "-u", "-t", "60"]);
@@ -37,7 +37,7 @@ fn libev(lab: &Lab, family: Family, (method, password): (&str, &str)) -> Process
 }
 
 /// `ssserver`, if there is one: `ci/test` puts it where this looks.
-fn rust(lab: &Lab, family: Family, (method, password): (&str, &str)) -> Option<Process> {
+pub fn rust(lab: &Lab, family: Family, (method, password): (&str, &str)) -> Option<Process> {
     let cache = std::env::var_os("TPROXYD_CACHE").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/tproxyd")))?;
     let program = cache.join("ssserver/bin/ssserver");
