@@ -372,7 +372,7 @@ impl Daemon {
     /// A name was looked up: the rules pass its new addresses by.
     fn pass_servers_by(&mut self) {
         if let Some(rules) = &mut self.rules {
-            rules.update_servers(&self.engine.server_addresses());
+            rules.update_servers(self.engine.config(), &self.engine.server_addresses());
         }
     }
 

@@ -102,13 +102,13 @@ impl Rules {
     }
 
     /// Passes `servers` by, if they are not those of before.
-    pub fn update_servers(&mut self, servers: &[(Proto, SocketAddr)]) {
+    pub fn update_servers(&mut self, config: &Config, servers: &[(Proto, SocketAddr)]) {
         if servers == self.installed.servers {
             return;
         }
         self.installed.servers = servers.to_vec();
         self.installed.facts.servers = addresses(servers);
-        let rules = netfilter::render_servers(&self.installed.facts.servers);
+        let rules = netfilter::render_servers(config, &self.installed.facts);
         if let Err(e) = self.helper.submit(Request::Update { rules }) {
             log::warn!("{e}; flows of clients to the outbounds' new addresses may be intercepted");
         }
@@ -136,7 +136,7 @@ fn open_list(path: &Path) -> io::Result<Box<dyn BufRead>> {
 fn install_request(config: &Config, facts: &Facts) -> Request {
     Request::Install {
         rules: netfilter::render(config, facts),
-        installation: Installation::new(&config.globals),
+        installation: Installation { backend: facts.backend, ..Installation::new(&config.globals) },
         on_failure: config.globals.on_failure,
     }
 }
@@ -288,7 +288,7 @@ impl Reload {
                 rules.installed = installed;
                 let changed = engine.commit(*prepared).map_err(|e| e.to_string())?;
                 engine.resolve_networks(&|name| rules.device_of(name));
-                rules.update_servers(&engine.server_addresses());
+                rules.update_servers(engine.config(), &engine.server_addresses());
                 let config = engine.config();
                 rules.tell_dnsmasq(config);
                 let mut warnings = config.warnings.clone();

@@ -3,6 +3,7 @@
 mod clashes;
 mod devices;
 mod firewall;
+mod iptables;
 mod names;
 mod outbounds;
 mod ports;
@@ -12,7 +13,7 @@ mod system;
 
 use std::fmt::Write;
 
-use crate::config::{Config, Mode};
+use crate::config::{Backend, Config, Mode};
 use crate::error::Error;
 use crate::netfilter::{Facts, commands, conntrack, counters, load, render, survey};
 use crate::sys::process::{self as own, Capability};
@@ -226,6 +227,9 @@ fn descriptors(limit: u64, needs: Needs) -> Finding {
 
 /// Has kernel and nft check the real rules; if they refuse, finds out by small ones what is missing.
 fn rules(findings: &mut Findings, cfg: &Config, facts: &Facts) {
+    if facts.backend == Backend::Iptables {
+        return iptables::check(findings, cfg, facts);
+    }
     let Err(error) = load::check(&render(cfg, facts)) else {
         findings.push(Finding::ok("rules", "nft and the kernel take the rules"));
         return;

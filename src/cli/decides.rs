@@ -1,15 +1,18 @@
 //! For `explain`: whether the kernel decides about a flow by itself, as `netfilter::render` has it compiled.
 
-use crate::config::{AddressMatch, Config, Rule, SniffPort, Target, Values};
+use crate::config::{AddressMatch, Backend, Config, Rule, SniffPort, Target, Values};
 use crate::netfilter::names::Named;
 use crate::netfilter::verdict::{self, By};
-use crate::netfilter::{kernel_rejects_early, networks};
+use crate::netfilter::{backend, kernel_rejects_early, networks};
 use crate::policy::explain::Outcome;
 use crate::policy::{Flow, Policy, Proto};
 
 /// Who decides about `flow`, in words.
 pub(super) fn decides(cfg: &Config, flow: &Flow<'_>) -> &'static str {
     let tcp = flow.proto == Proto::Tcp;
+    if backend::in_force(cfg.globals.backend) == Backend::Iptables {
+        return "The process decides, when the flow begins: the kernel decides by itself with nft only.";
+    }
     let early_reject = kernel_rejects_early();
     let of = |by: [By; 2]| match if tcp { by[0] } else { by[1] } {
         By::Process => "The process decides, when the flow begins.",

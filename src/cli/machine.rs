@@ -37,14 +37,14 @@ pub(super) struct Check {
     json: bool,
 }
 
-/// Print what `run` would install, loadable by nft as it is, policy routes as comments.
+/// Print what `run` would install, loadable by nft (or iptables-restore) as it is, policy routes as comments.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "rules", example = "{command_name} | nft -c -f -\n{command_name} --block-only")]
 pub(super) struct Rules {
     /// configuration file (default: /etc/config/tproxyd; -: standard input)
     #[argh(option, default = "PathBuf::from(DEFAULT_CONFIG)")]
     config: PathBuf,
-    /// nft, or iptables (not in this build)
+    /// nft, or iptables (default: the configuration's)
     #[argh(option, from_str_fn(backend))]
     backend: Option<Backend>,
     /// what to put on the main router, which then sends its clients' packets to this box

@@ -137,7 +137,7 @@ const GLOBALS: &[Opt] = &[
     opt("self_mark", Kind::Mark, "0x02000000/0x03000000", "fwmark of the daemon's own packets"),
     opt("table", Kind::Number(1, u32::MAX as u64), "233", "number of the routing table"),
     opt("rule_priority", Kind::Number(1, 32_765), "533", "priority of the policy routing rule"),
-    opt("backend", Kind::Word(&[has("auto"), has("nft"), later("iptables")]), "auto", "which packet filter is used"),
+    opt("backend", Kind::Word(&[has("auto"), has("nft"), has("iptables")]), "auto", "which packet filter is used"),
     opt("tcp_sessions", Kind::AutoNumber(16, MOST_SESSIONS), "auto", "most TCP sessions at once; auto: by memory"),
     opt("udp_sessions", Kind::AutoNumber(16, MOST_SESSIONS), "auto", "most UDP mappings at once; auto: by memory"),
     opt("relay_memory", Kind::AutoSize(64 * KIB, GIB), "auto", "most bytes in flight of all sessions together"),

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use super::Answer;
 use super::wire::{self, Order};
-use crate::config::{Mark, OnFailure};
+use crate::config::{Backend, Mark, OnFailure};
 use crate::error::Error;
 use crate::netfilter::dnsmasq::Notes;
 use crate::netfilter::load::{self, Objects};
 use crate::netfilter::names::NOTED;
-use crate::netfilter::{self, Installation, TABLE, conntrack, survey};
+use crate::netfilter::{self, Installation, TABLE, backend, conntrack, iptables, survey};
 use crate::sys::passing::{self, NamespaceLock};
 use crate::sys::process::{self, Child, fork_child};
 
@@ -77,7 +77,9 @@ struct Installed {
     installation: Installation,
     on_failure: OnFailure,
     objects: Objects,
-    /// How many rules its text has.
+    /// The text, if it is iptables', which has no transaction over all of it.
+    text: String,
+    /// How many rules there are.
     rules: usize,
 }
 
@@ -123,7 +125,7 @@ impl Server {
             Order::Install { rules, installation, on_failure } => {
                 self.install(rules, installation, on_failure).map(|()| Answer::Done)
             }
-            Order::Update { rules } => load::transaction(&only_our_table(rules)?).map(|()| Answer::Done),
+            Order::Update { rules } => self.update(rules).map(|()| Answer::Done),
             Order::Remove => self.remove().map(|()| Answer::Done),
             Order::Look { networks, devices } => netfilter::look(&networks, &devices).map(Answer::Surroundings),
             Order::Forget => match self.mark {
@@ -171,14 +173,21 @@ impl Server {
 
     /// Routes first: a packet that a rule marks must find its way at once.
     fn install(&mut self, rules: File, new: Installation, on_failure: OnFailure) -> Result<(), Error> {
-        let rules = only_our_table(rules)?;
-        let count = rules.lines().filter(|line| line.starts_with("add rule ")).count();
+        let by_iptables = new.backend == Backend::Iptables;
+        let rules = if by_iptables { iptables::only_ours(sent(rules)?)? } else { only_our_table(rules)? };
         let before = self.installed.take();
         let same_routes = before.as_ref().is_some_and(|before| before.installation.routes == new.routes);
         let nothing = Objects::default();
         let loaded = new.routes.install().and_then(|()| {
             let known = before.as_ref().map_or(&nothing, |before| &before.objects);
-            load::replace(&rules, known).inspect_err(|_| {
+            let done = if by_iptables {
+                let text = before.as_ref().map_or("", |before| &before.text);
+                iptables::replace(&rules, text, new.routes.families).map(|count| (Objects::default(), count))
+            } else {
+                let count = rules.lines().filter(|line| line.starts_with("add rule ")).count();
+                load::replace(&rules, known).map(|objects| (objects, count))
+            };
+            done.inspect_err(|_| {
                 if !same_routes {
                     // The error that counts is nft's; what can't be undone is left to `clear`.
                     let _ = new.routes.remove();
@@ -186,7 +195,11 @@ impl Server {
             })
         });
         match loaded {
-            Ok(objects) => {
+            Ok((objects, count)) => {
+                if let Some(other) = before.as_ref().map(|b| b.installation.backend).filter(|b| *b != new.backend) {
+                    // What stays behind does what it did; `clear` finds it.
+                    let _ = backend::remove_rules(other);
+                }
                 let known = before.as_ref().map_or(&nothing, |before| &before.objects);
                 self.notes_lost |= objects.has_sets_beside(known, NOTED);
                 if let Some(before) = before.filter(|_| !same_routes) {
@@ -194,7 +207,8 @@ impl Server {
                     let _ = before.installation.routes.remove();
                 }
                 self.mark = Some(new.routes.mark);
-                self.installed = Some(Installed { installation: new, on_failure, objects, rules: count });
+                let text = if by_iptables { rules } else { String::new() };
+                self.installed = Some(Installed { installation: new, on_failure, objects, text, rules: count });
                 Ok(())
             }
             Err(error) => {
@@ -204,10 +218,23 @@ impl Server {
         }
     }
 
+    fn update(&mut self, rules: File) -> Result<(), Error> {
+        match &mut self.installed {
+            Some(installed) if installed.installation.backend == Backend::Iptables => {
+                let rules = iptables::only_ours(sent(rules)?)?;
+                installed.rules =
+                    iptables::replace(&rules, &installed.text, installed.installation.routes.families)?;
+                installed.text = rules;
+                Ok(())
+            }
+            _ => load::transaction(&only_our_table(rules)?),
+        }
+    }
+
     /// What has been taken away is not to be counted on by the next [`Server::install`].
     fn inspect(&mut self) -> Result<Answer, Error> {
         let Some(installed) = &mut self.installed else { return Ok(Answer::Done) };
-        match survey::damage(installed.rules, &installed.installation.routes)? {
+        match survey::damage(installed.rules, &installed.installation)? {
             None => Ok(Answer::Done),
             Some(what) => {
                 installed.objects = Objects::default();
@@ -287,10 +314,14 @@ fn whole(mut file: File) -> std::io::Result<String> {
     Ok(text)
 }
 
+fn sent(rules: File) -> Result<String, Error> {
+    whole(rules).map_err(|error| Error::new("take the rules from the daemon", error))
+}
+
 /// Checks that `rules` speak of our table only, and pull in no file: nft quotes what it can't read.
 fn only_our_table(rules: File) -> Result<String, Error> {
     let failed = |why: String| Error::new("take the rules from the daemon", why);
-    let text = whole(rules).map_err(|error| failed(error.to_string()))?;
+    let text = sent(rules)?;
     let ours = |line: &str| {
         let rest = ["add ", "flush ", "delete "].iter().find_map(|verb| line.strip_prefix(verb));
         let words = rest.and_then(|rest| rest.split_once(' ')).map(|(_, words)| words);

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{Answer, Request};
-use crate::config::{Families, IpRange, Mark, OnFailure};
+use crate::config::{Backend, Families, IpRange, Mark, OnFailure};
 use crate::error::Error;
 use crate::netfilter::{Installation, PolicyRoutes, Surroundings};
 use crate::sys::passing::text_file;
@@ -61,7 +61,8 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
             for value in [mark.value, mark.mask, table, priority] {
                 out.number(value);
             }
-            for flag in [families.v4, families.v6, *on_failure == OnFailure::Block] {
+            let by_iptables = installation.backend == Backend::Iptables;
+            for flag in [families.v4, families.v6, *on_failure == OnFailure::Block, by_iptables] {
                 out.0.push(flag.into());
             }
             file = Some(text_file(rules)?);
@@ -100,7 +101,8 @@ pub(super) fn read_request(message: &[u8], file: Option<OwnedFd>) -> Option<(u32
             let (table, priority) = (input.number()?, input.number()?);
             let families = Families { v4: input.byte()? == 1, v6: input.byte()? == 1 };
             let on_failure = if input.byte()? == 1 { OnFailure::Block } else { OnFailure::Direct };
-            let installation = Installation { routes: PolicyRoutes { mark, table, priority, families } };
+            let backend = if input.byte()? == 1 { Backend::Iptables } else { Backend::Nft };
+            let installation = Installation { routes: PolicyRoutes { mark, table, priority, families }, backend };
             Order::Install { rules: file?, installation, on_failure }
         }
         UPDATE => Order::Update { rules: file? },
@@ -155,6 +157,7 @@ pub(super) fn write_answer(number: u32, result: Result<Answer, Error>) -> (Vec<u
             }
             // A router has a few dozen; the rest of thousands would not fit.
             let fit = &found.on_link.get(..MOST_PREFIXES).unwrap_or(&found.on_link);
+            out.0.push((found.backend == Backend::Iptables).into());
             out.number(fit.len() as u32);
             for range in *fit {
                 out.bytes(range.first.to_string().as_bytes());
@@ -182,11 +185,12 @@ fn read_result(input: &mut Reader<'_>, file: Option<File>) -> Option<Result<Answ
         FILE => Ok(Answer::File(file?)),
         SURROUNDINGS => {
             let networks = input.strings()?.into_iter().map(|device| (!device.is_empty()).then_some(device)).collect();
+            let backend = if input.byte()? == 1 { Backend::Iptables } else { Backend::Nft };
             let mut on_link = Vec::new();
             for _ in 0..input.number()? {
                 on_link.push(IpRange { first: input.address()?, last: input.address()? });
             }
-            Ok(Answer::Surroundings(Surroundings { networks, on_link }))
+            Ok(Answer::Surroundings(Surroundings { networks, on_link, backend }))
         }
         FAILED => {
             let (what, why, hint) = (input.maybe_string()?, input.maybe_string()?, input.maybe_string()?);
@@ -317,7 +321,7 @@ mod tests {
         let requests = [
             Request::ReadConfig,
             Request::ReadFile("/etc/a list".into()),
-            Request::Install { rules: "x".into(), installation: Installation { routes }, on_failure: OnFailure::Block },
+            Request::Install { rules: "x".into(), installation: Installation { routes, backend: Backend::Iptables }, on_failure: OnFailure::Block },
             Request::Update { rules: "y".into() },
             Request::Remove,
             Request::Look { networks: vec!["lan".into(), "guest".into()], devices: vec!["eth*".into()] },
@@ -370,6 +374,7 @@ mod tests {
         let found = Surroundings {
             networks: vec![Some("br-lan".into()), None],
             on_link: vec![range("10.0.0.0", "10.0.0.255"), range("fd00::", "fd00::ffff")],
+            backend: Backend::Iptables,
         };
         let (message, _) = write_answer(6, Ok(Answer::Surroundings(found.clone())));
         let (_, read) = read_answer(&message, None);

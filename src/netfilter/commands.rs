@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{Facts, Installation, dnsmasq, look, main_router, questions, render, render_block};
+use super::{Facts, Installation, backend, dnsmasq, look, main_router, questions, render, render_block};
 use crate::config::{self, Backend, Config, Env};
 use crate::error::Error;
 
@@ -21,7 +21,7 @@ pub struct RulesOptions {
 /// What `rules` prints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// For standard output: loadable by `nft -f` as it is, policy routes as comments.
+    /// For standard output: loadable as it is, policy routes as comments.
     pub text: String,
     /// For standard error: listeners that catch nothing.
     pub warnings: Vec<String>,
@@ -30,26 +30,37 @@ pub struct Rules {
 /// What `run` would install on this machine now.
 ///
 /// # Errors
-/// What is not in this build, and those of [`look`].
+/// Those of [`look`].
 pub fn rules(cfg: &Config, options: RulesOptions) -> Result<Rules, Error> {
-    let not_built = |what: &str| Err(Error::new("print the rules", format!("{what} is not in this build")));
-    if options.backend.unwrap_or(cfg.globals.backend) == Backend::Iptables {
-        return not_built("the iptables backend");
+    let mut facts = facts_now(cfg)?;
+    if let Some(backend) = options.backend {
+        facts.backend = backend::in_force(backend);
     }
-    let facts = facts_now(cfg)?;
     if options.main_router {
         return Ok(Rules { text: main_router::render(&cfg.globals, &facts)?, warnings: facts.warnings(cfg) });
     }
     let mut text = String::new();
     if options.block_only {
-        text += "# tproxyd: what `on_failure 'block'` drops until the daemon runs. Load by: nft -f FILE\n";
+        text += "# tproxyd: what `on_failure 'block'` drops until the daemon runs.";
+        text += load_by(facts.backend);
         text += &render_block(cfg, &facts);
     } else {
-        text += "# tproxyd: its rules, and as comments its policy routes. Load by: nft -f FILE\n";
+        text += "# tproxyd: its rules, and as comments its policy routes.";
+        text += load_by(facts.backend);
         text += &Installation::new(&cfg.globals).routes.comments();
         text += &render(cfg, &facts);
     }
     Ok(Rules { text, warnings: facts.warnings(cfg) })
+}
+
+fn load_by(backend: Backend) -> &'static str {
+    match backend {
+        Backend::Iptables => {
+            " Load by iptables-restore --noflush, and the\n\
+             # same by ip6tables-restore. Sets before: sed -n 's/^#ipset //p' FILE | ipset restore -exist\n"
+        }
+        _ => " Load by: nft -f FILE\n",
+    }
 }
 
 /// The facts of this machine, names of servers left out: only the daemon looks those up.
@@ -65,11 +76,13 @@ pub fn facts_now(cfg: &Config) -> Result<Facts, Error> {
 /// read) by the defaults of mark, table and priority. Goes on after an error, and returns all of them.
 pub fn clear(cfg: Option<&Config>) -> Vec<Error> {
     let mut errors = dnsmasq::Notes::default().put("", false).err().into_iter().collect::<Vec<_>>();
+    // another backend may have been in force before
+    let all = |cfg: &Config| Installation { backend: Backend::Auto, ..Installation::new(&cfg.globals) }.remove();
     errors.extend(match cfg {
-        Some(cfg) => Installation::new(&cfg.globals).remove(),
+        Some(cfg) => all(cfg),
         None => match defaults() {
-            Some(cfg) => Installation::new(&cfg.globals).remove(),
-            None => super::remove_table().err().into_iter().collect(),
+            Some(cfg) => all(&cfg),
+            None => backend::remove_rules(Backend::Auto).err().into_iter().collect(),
         },
     });
     errors
@@ -94,10 +107,8 @@ mod tests {
     }
 
     #[test]
-    fn what_this_build_lacks_is_said_and_not_ignored() {
+    fn without_a_device_there_is_nothing_to_tell_the_main_router() {
         let cfg = defaults().unwrap();
-        let iptables = RulesOptions { backend: Some(Backend::Iptables), ..RulesOptions::default() };
-        assert!(rules(&cfg, iptables).unwrap_err().to_string().contains("not in this build"));
         let main_router = RulesOptions { main_router: true, ..RulesOptions::default() };
         assert!(rules(&cfg, main_router).unwrap_err().to_string().contains("no listener has a device"));
     }

@@ -2,11 +2,13 @@
 //! in the helper or in a command; never per packet or session, never on the event loop.
 
 pub mod addresses;
+pub mod backend;
 pub mod commands;
 pub mod conntrack;
 pub mod counters;
 pub mod dnsmasq;
 pub mod links;
+pub mod iptables;
 pub mod load;
 pub mod main_router;
 pub(crate) mod message;
@@ -27,7 +29,7 @@ use std::path::Path;
 pub use render::{render, render_block, render_on_link, render_servers};
 pub use routes::PolicyRoutes;
 
-use crate::config::{Config, Families, Globals, Host, IpRange, Server};
+use crate::config::{Backend, Config, Families, Globals, Host, IpRange, Server};
 use crate::error::Error;
 
 /// Name of our table, family `inet`.
@@ -52,6 +54,8 @@ pub struct Facts {
     pub networks: Vec<(String, String)>,
     /// This kernel can reject in prerouting (Linux 5.9).
     pub early_reject: bool,
+    /// Who the rules are for: nft or iptables.
+    pub backend: Backend,
 }
 
 /// Where an outbound's server is spoken to.
@@ -70,6 +74,8 @@ pub struct Surroundings {
     pub networks: Vec<Option<String>>,
     /// Prefixes that are connected directly, see [`links::on_link`].
     pub on_link: Vec<IpRange>,
+    /// What `option backend 'auto'` means here.
+    pub backend: Backend,
 }
 
 /// The names that [`look`] needs: the networks of all listeners and rules, each once, and the listeners' devices.
@@ -101,7 +107,7 @@ pub fn look(networks: &[String], devices: &[String]) -> Result<Surroundings, Err
     let resolved = networks::resolve(networks)?;
     let mut all = devices.to_vec();
     all.extend(resolved.iter().flatten().cloned());
-    Ok(Surroundings { networks: resolved, on_link: links::on_link(&all)? })
+    Ok(Surroundings { networks: resolved, on_link: links::on_link(&all)?, backend: backend::automatic() })
 }
 
 impl Facts {
@@ -132,6 +138,7 @@ impl Facts {
                 .filter_map(|(name, device)| Some((name.clone(), device.clone()?)))
                 .collect(),
             early_reject: kernel_rejects_early(),
+            backend: if cfg.globals.backend == Backend::Auto { found.backend } else { cfg.globals.backend },
         }
     }
 
@@ -184,19 +191,21 @@ pub fn kernel_rejects_early() -> bool {
 pub struct Installation {
     /// Rule and route of each family; their mark is that of the connection tracking entries, too.
     pub routes: PolicyRoutes,
+    /// Whose rules they are. [`Backend::Auto`]: whoever may have been asked.
+    pub backend: Backend,
 }
 
 impl Installation {
     /// What `globals` asks for on this kernel.
     pub fn new(globals: &Globals) -> Installation {
-        Installation { routes: PolicyRoutes::new(globals, kernel_families()) }
+        Installation { routes: PolicyRoutes::new(globals, kernel_families()), backend: globals.backend }
     }
 
     /// Takes everything away, in the order that leaves no packet half intercepted: rules, policy routes, connection
     /// tracking entries. Goes on after an error, and returns all of them.
     pub fn remove(&self) -> Vec<Error> {
         let mut errors = Vec::new();
-        errors.extend(remove_table().err());
+        errors.extend(backend::remove_rules(self.backend).err());
         errors.extend(self.routes.remove().err());
         errors.extend(conntrack::delete_marked(self.routes.mark).err());
         errors

@@ -44,14 +44,33 @@ pub fn nft(script: File, dry: bool) -> Result<(), Error> {
     command.stderr(Stdio::piped());
     let what = if dry { "have the rules checked by nft" } else { "load the rules by nft" };
     run(command, MOST_WORDS).map(|_| ()).map_err(|failure| {
-        let missing = matches!(&failure, Failure::Start(error) if error.kind() == io::ErrorKind::NotFound);
+        let missing = failure.is_missing();
         let error = Error::new(what, shortened(&failure.to_string()));
         if missing { error.hint("install nftables (OpenWrt: firewall4 brings it)") } else { error }
     })
 }
 
+impl Failure {
+    /// True if there is no such program.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Failure::Start(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Runs `command`, whose complaints tell why it failed.
+pub(crate) fn complaints(mut command: Command) -> Result<(), Failure> {
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    run(command, MOST_WORDS).map(|_| ())
+}
+
+/// True if there is a program of this name where programs are looked for.
+pub(crate) fn is_there(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
 /// The first complaint and the line it is about: nft repeats long lines, and complains of each.
-fn shortened(words: &str) -> String {
+pub(crate) fn shortened(words: &str) -> String {
     let lines: Vec<String> = words.lines().take(2).map(|line| line.chars().take(300).collect()).collect();
     lines.join(" | ")
 }

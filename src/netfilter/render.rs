@@ -1,4 +1,4 @@
-//! Configuration and facts → the text that `nft -f -` loads in one transaction. Pure.
+//! Configuration and facts → the text that `nft -f -` loads in one transaction (`iptables`: the other backend). Pure.
 //!
 //! How a packet goes through `prerouting`:
 //!
@@ -18,8 +18,9 @@ use std::fmt::{Arguments, Display, Write};
 
 use super::{Facts, ServerAddress, TABLE};
 use crate::config::domains::{FNV_BASIS, fnv1a};
-use crate::config::{AddressMatch, Config, Families, IpRange, Listener, Mark, Mode, OnFailure, Set};
+use crate::config::{AddressMatch, Backend, Config, Families, IpRange, Listener, Mark, Mode, OnFailure, Set};
 
+pub(super) mod iptables;
 mod keep_source;
 mod narrowing;
 mod one_arm;
@@ -33,16 +34,20 @@ pub use verdicts::RULE;
 
 /// The whole rule set while the daemon runs.
 pub fn render(cfg: &Config, facts: &Facts) -> String {
-    Script::new(cfg, facts, Purpose::Run).finish()
+    Script::new(cfg, facts, Purpose::Run).of_backend()
 }
 
 /// Only what `on_failure block` needs while the daemon does not run: what listeners would catch is dropped.
 pub fn render_block(cfg: &Config, facts: &Facts) -> String {
-    Script::new(cfg, facts, Purpose::Block).finish()
+    Script::new(cfg, facts, Purpose::Block).of_backend()
 }
 
-/// Fills the outbounds' servers anew, and nothing else.
-pub fn render_servers(servers: &[ServerAddress]) -> String {
+/// Fills the outbounds' servers anew, and nothing else. With iptables they are rules, all of which are loaded again.
+pub fn render_servers(cfg: &Config, facts: &Facts) -> String {
+    if facts.backend == Backend::Iptables { render(cfg, facts) } else { fill_servers(&facts.servers) }
+}
+
+fn fill_servers(servers: &[ServerAddress]) -> String {
     let mut out = String::new();
     for (set, v4) in [(SERVERS4, true), (SERVERS6, false)] {
         put(&mut out, format_args!("flush set inet {TABLE} {set}"));
@@ -108,6 +113,10 @@ impl<'a> Script<'a> {
         Script { cfg, facts, purpose, active: listeners.collect(), out: String::new() }
     }
 
+    fn of_backend(self) -> String {
+        if self.facts.backend == Backend::Iptables { iptables::render(&self) } else { self.finish() }
+    }
+
     fn finish(mut self) -> String {
         self.declare();
         self.fill_sets();
@@ -162,7 +171,7 @@ impl<'a> Script<'a> {
     }
 
     fn fill_sets(&mut self) {
-        self.out += &render_servers(&self.facts.servers);
+        self.out += &fill_servers(&self.facts.servers);
         self.out += &render_on_link(&self.facts.on_link);
         for index in self.used_sets() {
             let Some(set) = self.cfg.sets.get(usize::from(index)) else { continue };

@@ -1,16 +1,20 @@
 //! What is left of what was installed.
 
 use super::message::{Message, attributes};
-use super::{PolicyRoutes, TABLE};
+use super::{Installation, TABLE, iptables};
+use crate::config::Backend;
 use crate::error::Error;
 use crate::sys::netlink::{Family, Netlink};
 
-/// Says in words what is missing of `rules` rules in our table and of the policy routes; `None`: nothing.
+/// Says in words what is missing of `rules` rules of ours and of the policy routes; `None`: nothing.
 ///
 /// # Errors
 /// The kernel's refusal to list rules or routes.
-pub fn damage(rules: usize, routes: &PolicyRoutes) -> Result<Option<String>, Error> {
-    let there = count_rules()?;
+pub fn damage(rules: usize, Installation { routes, backend }: &Installation) -> Result<Option<String>, Error> {
+    let there = match backend {
+        Backend::Iptables => iptables::count(routes.families)?,
+        _ => count_rules()?,
+    };
     if there < rules {
         return Ok(Some(format!("{} of {rules} rules had been taken away", rules - there)));
     }

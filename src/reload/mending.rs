@@ -4,6 +4,7 @@
 //! first, and then the helper says how things are.
 
 use super::{Installed, Reload, Rules, install_request, warn};
+use crate::config::Backend;
 use crate::error::Error;
 use crate::event_loop::{Engine, number};
 use crate::helper::{Answer, Request};
@@ -36,11 +37,14 @@ enum Step {
 /// How long events settle.
 const SETTLE: Duration = Duration::from_millis(300);
 
+/// How often it looks without being told.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
 /// How long it rests after it has put something back: whoever takes it away again and again is not fought at full speed.
 const REST: Duration = Duration::from_secs(5);
 
 impl Mending {
-    /// Begins to listen.
+    /// Begins to listen, and looks for the first time soon.
     pub fn watch(engine: &Engine) -> Mending {
         let watched = News::watch().and_then(|news| {
             let [links, tables] = news.fds();
@@ -51,13 +55,14 @@ impl Mending {
         if let Err(error) = &watched {
             log::warn!("{error}; rules follow the network at reloads only");
         }
-        Mending { news: watched.ok(), step: Step::Idle, due: None, limiter: Limiter::default() }
+        Mending { news: watched.ok(), step: Step::Idle, due: Some(engine.tick().after(SETTLE)), limiter: Limiter::default() }
     }
 
     /// Something was told.
     pub fn note(&mut self, now: Tick) {
-        if self.news.as_mut().is_some_and(News::take) && self.due.is_none() {
-            self.due = Some(now.after(SETTLE));
+        let soon = now.after(SETTLE);
+        if self.news.as_mut().is_some_and(News::take) && self.due.is_none_or(|due| due.reached(soon)) {
+            self.due = Some(soon);
         }
     }
 
@@ -75,7 +80,9 @@ impl Mending {
             self.due = Some(now.after(SETTLE));
             return;
         }
-        self.due = None;
+        // iptables-legacy tells nobody when its rules go
+        let must_ask = rules.installed.facts.backend == Backend::Iptables;
+        self.due = must_ask.then(|| now.after(LOOK_AGAIN));
         let (networks, devices) = netfilter::questions(engine.config());
         match rules.helper.submit(Request::Look { networks, devices }) {
             Ok(number) => self.step = Step::Looking(number),

@@ -49,7 +49,7 @@ pub(crate) fn uci(bytes: &[u8]) {
 }
 
 fn installs(config: &Config) {
-    let found = netfilter::Surroundings { networks: Vec::new(), on_link: Vec::new() };
+    let found = netfilter::Surroundings { networks: Vec::new(), on_link: Vec::new(), backend: config::Backend::Nft };
     let servers = netfilter::literal_servers(config);
     let rules = netfilter::render(config, &netfilter::Facts::new(config, &found, &servers));
     assert!(rules.matches('{').count() == rules.matches('}').count(), "{rules}");

@@ -15,6 +15,10 @@ use crate::sock::PATIENCE;
 /// The program that Cargo built for these tests.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tproxyd");
 
+/// In the environment of the tests, names the `option backend` of every daemon: `ci/test iptables` has those that hold for any
+/// backend run once more. Which iptables that is goes by `PATH`.
+pub const BACKEND: &str = "TPROXYD_E2E_BACKEND";
+
 /// The line that says that everything is in place.
 const READY: &[&str] = &["tproxyd", "ready"];
 
@@ -32,7 +36,8 @@ impl Uci {
     pub fn new(outbound_type: &str) -> Uci {
         let uci = Uci { globals: Vec::new(), listener: Vec::new(), outbound: Vec::new(), sections: String::new() };
         // most tests are about flows through the process, and would see none of what goes `direct`
-        uci.globals(&[("log_level", "debug"), ("default", "out"), ("kernel_verdicts", "0")])
+        let backend = std::env::var(BACKEND).unwrap_or_else(|_| "auto".into());
+        uci.globals(&[("log_level", "debug"), ("default", "out"), ("kernel_verdicts", "0"), ("backend", &backend)])
             .listener(&[("port", "2333"), ("device", "lan0")])
             .outbound(&[("type", outbound_type)])
     }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::daemon::{Daemon, Uci};
+use crate::daemon::{BACKEND, Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::mirror::{Mirror, ask, seen_by_tcp, seen_by_udp};
+use crate::ns::Namespace;
 use crate::over_the_daemons_ways;
 use crate::over_ways;
 use crate::passage::{Passage, Way, uci};
@@ -21,14 +22,25 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Everything that the daemon may touch in the router's namespace.
 pub fn state(lab: &Lab) -> String {
     let ip = |args: &[&str]| lab.router.tool("ip", args, "");
+    let filter = match std::env::var(BACKEND).as_deref() {
+        Ok("iptables") => iptables_rules(&lab.router),
+        _ => lab.router.tool("nft", &["-s", "list", "ruleset"], ""),
+    };
     [
-        lab.router.tool("nft", &["-s", "list", "ruleset"], ""),
+        filter,
         ip(&["-4", "rule"]),
         ip(&["-6", "rule"]),
         ip(&["-4", "route", "show", "table", "all"]),
         ip(&["-6", "route", "show", "table", "all"]),
     ]
     .concat()
+}
+
+/// All rules of iptables, of both families, and all chains of ours. (Its tables stay, once there was something in them.)
+pub fn iptables_rules(router: &Namespace) -> String {
+    let all = ["iptables-save", "ip6tables-save"].map(|tool| router.tool(tool, &[], ""));
+    let lines = all.iter().flat_map(|text| text.lines());
+    lines.filter(|line| line.starts_with("-A") || line.contains("tproxyd")).collect::<Vec<_>>().join("\n")
 }
 
 fn direct() -> Uci {

@@ -49,7 +49,11 @@ fn daemon_process() {
                 return;
             }
             "update" => {
-                let rules = tproxyd::netfilter::render_servers(&[]);
+                let rules = {
+                    let cfg = config("config globals\n");
+                    let found = tproxyd::netfilter::look(&[], &[]).unwrap();
+                    tproxyd::netfilter::render_servers(&cfg, &Facts::new(&cfg, &found, &[]))
+                };
                 let number = helper.submit(Request::Update { rules }).unwrap();
                 loop {
                     match helper.next_event() {

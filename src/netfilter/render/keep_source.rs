@@ -6,7 +6,7 @@
 use super::{Purpose, Script, matches_mark, sets_mark};
 
 impl Script<'_> {
-    fn keeps_sources(&self) -> bool {
+    pub(super) fn keeps_sources(&self) -> bool {
         self.purpose == Purpose::Run && self.cfg.outbounds.iter().any(|outbound| outbound.keep_source)
     }
 

@@ -50,11 +50,11 @@ fn addresses(rules: &mut Vec<String>, cfg: &Config, field: &str, values: &Values
     }
 }
 
-fn range_of(value: &AddressMatch) -> Option<IpRange> {
+pub(super) fn range_of(value: &AddressMatch) -> Option<IpRange> {
     if let AddressMatch::Range(range) = value { Some(*range) } else { None }
 }
 
-fn set_of(value: &AddressMatch) -> Option<u16> {
+pub(super) fn set_of(value: &AddressMatch) -> Option<u16> {
     if let AddressMatch::Set(index) = value { Some(*index) } else { None }
 }
 

@@ -9,7 +9,7 @@ use crate::netfilter::links::device_matches;
 
 impl Script<'_> {
     /// Listeners' devices that default routes lead out by.
-    fn arms(&self) -> Vec<String> {
+    pub(super) fn arms(&self) -> Vec<String> {
         let listened = |name: &&String| {
             self.active.iter().flat_map(|active| &active.devices).any(|pattern| device_matches(pattern, name))
         };

@@ -10,7 +10,7 @@ use crate::config::Mode;
 
 impl<'a> Script<'a> {
     /// The listeners of `mode` that take what the router sends. It has no MAC address.
-    fn of_router(&self, mode: Mode) -> Vec<usize> {
+    pub(super) fn of_router(&self, mode: Mode) -> Vec<usize> {
         let wants = |active: &Active<'_>| {
             active.listener.router && active.listener.mode == mode && active.listener.src_mac.plain.is_empty()
         };

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::config::*;
 
+mod iptables;
+
 const BOTH: Protos = Protos { tcp: true, udp: true };
 const ANY: Families = Families { v4: true, v6: true };
 
@@ -86,6 +88,7 @@ fn facts(cfg: &Config) -> Facts {
         families: ANY,
         networks: Vec::new(),
         early_reject: true,
+        backend: Backend::Nft,
     }
 }
 
@@ -228,7 +231,7 @@ fn servers_and_connected_prefixes_can_be_filled_anew_alone() {
         ServerAddress { tcp: false, address: "[2001:db8::1]:1080".parse().unwrap() },
         ServerAddress { tcp: false, address: "[2001:db8::1]:1080".parse().unwrap() },
     ];
-    let text = render_servers(&servers);
+    let text = fill_servers(&servers);
     assert!(text.contains("{ 2001:db8::1 . udp . 1080 }"), "{text}");
     loads(&format!("{}{text}{}", render(&cfg, &facts), render_on_link(&[range("10.0.0.0", "10.0.0.9")])));
 }

@@ -86,7 +86,7 @@ pub(super) fn port_ranges(ranges: &[PortRange]) -> Vec<String> {
     merged.into_iter().map(text).collect()
 }
 
-fn bits(address: IpAddr) -> u128 {
+pub(super) fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => Ipv4Addr::to_bits(address).into(),
         IpAddr::V6(address) => Ipv6Addr::to_bits(address),

@@ -8,7 +8,7 @@
 
 use super::text::{address_ranges, device, list, macs, merged, port_ranges};
 use super::{Script, TABLE, set_name};
-use crate::config::{AddressMatch, Config, IpRange, PortRange, Protos, Rule, Set, Values};
+use crate::config::{AddressMatch, Backend, Config, IpRange, PortRange, Protos, Rule, Set, Values};
 use crate::netfilter::Facts;
 use crate::netfilter::names::{KEPT, Named};
 use crate::netfilter::verdict::{self, By};
@@ -26,7 +26,7 @@ type Alternatives = Vec<Line>;
 impl<'a> Script<'a> {
     /// True if the kernel decides anything, so that there is a chain to ask.
     pub(super) fn decides(&self) -> bool {
-        verdict::decides(self.cfg, self.facts.early_reject)
+        self.facts.backend != Backend::Iptables && verdict::decides(self.cfg, self.facts.early_reject)
     }
 
     /// What the kernel decides: the rules by number, and the default.
