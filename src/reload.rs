@@ -1,7 +1,7 @@
 //! Changing what runs: a new configuration is read, checked and prepared, the rules are swapped in one transaction, and
 //! only then is it put in force. The loop never waits for the helper in between.
 
-use crate::config::{self, Config};
+use crate::config::{self, Backend, Config};
 use crate::control::{Outcome, Taken};
 use crate::error::Error;
 use crate::event_loop::{Engine, Prepared};
@@ -80,12 +80,14 @@ impl Rules {
 
     /// Has dnsmasq note addresses for `config`, or for none of its rules any more.
     pub fn tell_dnsmasq(&mut self, config: &Config) {
-        let wanted = config.globals.dnsmasq;
+        // dnsmasq notes addresses in sets of nftables
+        let wanted = config.globals.dnsmasq && self.installed.facts.backend != Backend::Iptables;
         if !wanted && !self.noted {
             return;
         }
         self.noted = wanted;
-        let lines = netfilter::names::lines(config, self.installed.facts.early_reject, &mut open_list);
+        let early_reject = self.installed.facts.early_reject;
+        let lines = if wanted { netfilter::names::lines(config, early_reject, &mut open_list) } else { String::new() };
         if let Err(e) = self.helper.submit(Request::Note { lines }) {
             log::warn!("{e}; dnsmasq notes the addresses of names as before");
         }

@@ -143,7 +143,12 @@ pub fn machine(cfg: &Config, needs: Needs) -> Vec<Finding> {
     kept_sources(&mut findings, cfg);
     names::check(&mut findings, cfg);
     ports::check(&mut findings, cfg);
-    let loaded = counters::packets().is_ok_and(|counters| !counters.is_empty());
+    let loaded = match &facts {
+        Ok(facts) if facts.backend == Backend::Iptables => {
+            crate::netfilter::iptables::count(facts.families).is_ok_and(|rules| rules > 0)
+        }
+        _ => counters::packets().is_ok_and(|counters| !counters.is_empty()),
+    };
     process::check(&mut findings, cfg, &root, loaded);
     outbounds::check(&mut findings, cfg);
     findings

@@ -9,9 +9,9 @@ use super::Failure;
 use super::ask::{Answer, PATIENCE, document};
 use super::tree::Tree;
 use crate::check::Finding;
-use crate::config::{Config, Listener, Mode, Resolver};
+use crate::config::{Backend, Config, Listener, Mode, Resolver};
 use crate::control::{Address, Request, Selection};
-use crate::netfilter::{TABLE, load, program};
+use crate::netfilter::{TABLE, backend, load, program};
 use crate::sys::socket::{self, Family, Transport};
 use crate::sys::{passing, sockopt};
 use std::io::{self, Read, Write};
@@ -32,6 +32,10 @@ pub(super) fn run(cfg: &Config, config: &Path, to: Option<SocketAddr>) -> Vec<Fi
 }
 
 fn go(cfg: &Config, config: &Path, to: Option<SocketAddr>, steps: &mut Vec<Finding>) -> Result<(), Finding> {
+    if backend::in_force(cfg.globals.backend) == Backend::Iptables {
+        let text = "probe: the way of a connection is followed through rules of nft only";
+        return Err(Finding::warn("probe_rules", text, "connect from a client, and look for it: tproxyd sessions"));
+    }
     let before = status(config)?;
     let takes = |listener: &&Listener| listener.mode == Mode::Tproxy && listener.protos.tcp;
     let listener = cfg.listeners.iter().find(takes).ok_or_else(|| {

@@ -258,10 +258,7 @@ fn a_rule_after_one_that_matches_everything_is_a_warning() {
 
 #[test]
 fn globals_that_are_not_enabled_are_still_checked() {
-    assert_eq!(
-        errors("config globals\n option enabled 0\n option backend pf\n").len(),
-        1
-    );
+    assert_eq!(errors("config globals\n option enabled 0\n option backend pf\n").len(), 1);
     assert!(!fine("config globals\n option enabled 0\n").globals.enabled);
 }
 

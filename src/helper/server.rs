@@ -222,8 +222,7 @@ impl Server {
         match &mut self.installed {
             Some(installed) if installed.installation.backend == Backend::Iptables => {
                 let rules = iptables::only_ours(sent(rules)?)?;
-                installed.rules =
-                    iptables::replace(&rules, &installed.text, installed.installation.routes.families)?;
+                installed.rules = iptables::replace(&rules, &installed.text, installed.installation.routes.families)?;
                 installed.text = rules;
                 Ok(())
             }

@@ -321,7 +321,11 @@ mod tests {
         let requests = [
             Request::ReadConfig,
             Request::ReadFile("/etc/a list".into()),
-            Request::Install { rules: "x".into(), installation: Installation { routes, backend: Backend::Iptables }, on_failure: OnFailure::Block },
+            Request::Install {
+                rules: "x".into(),
+                installation: Installation { routes, backend: Backend::Iptables },
+                on_failure: OnFailure::Block,
+            },
             Request::Update { rules: "y".into() },
             Request::Remove,
             Request::Look { networks: vec!["lan".into(), "guest".into()], devices: vec!["eth*".into()] },

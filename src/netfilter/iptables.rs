@@ -76,8 +76,7 @@ pub fn count(families: Families) -> Result<usize, Error> {
 }
 
 fn load(text: &str, families: Families) -> Result<(), Error> {
-    let sets: String =
-        text.lines().filter_map(|line| line.strip_prefix(IPSET)).flat_map(|line| [line, "\n"]).collect();
+    let sets: String = text.lines().filter_map(|line| line.strip_prefix(IPSET)).flat_map(|line| [line, "\n"]).collect();
     if !sets.is_empty() {
         let mut command = Command::new("ipset");
         command.args(["restore", "-exist"]);

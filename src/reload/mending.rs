@@ -38,7 +38,7 @@ enum Step {
 const SETTLE: Duration = Duration::from_millis(300);
 
 /// How often it looks without being told.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long it rests after it has put something back: whoever takes it away again and again is not fought at full speed.
 const REST: Duration = Duration::from_secs(5);
@@ -55,7 +55,12 @@ impl Mending {
         if let Err(error) = &watched {
             log::warn!("{error}; rules follow the network at reloads only");
         }
-        Mending { news: watched.ok(), step: Step::Idle, due: Some(engine.tick().after(SETTLE)), limiter: Limiter::default() }
+        Mending {
+            news: watched.ok(),
+            step: Step::Idle,
+            due: Some(engine.tick().after(SETTLE)),
+            limiter: Limiter::default(),
+        }
     }
 
     /// Something was told.

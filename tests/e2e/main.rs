@@ -37,6 +37,7 @@ mod faults;
 mod forward;
 mod groups;
 mod integrity;
+mod iptables;
 mod keep_source;
 mod kernel;
 mod lifecycle;

@@ -46,9 +46,33 @@ fn is_ours(line: &str) -> bool {
 
 /// All that our rules use. Abbreviations are not among them.
 const OPTIONS: [&str; 27] = [
-    "-p", "-m", "-i", "-o", "-s", "-d", "-j", "-g", "--dport", "--sport", "--ctstate", "--ctdir", "--dst-type", "--src-type",
-    "--mark", "--set-xmark", "--tcp-flags", "--match-set", "--mac-source", "--on-port", "--on-ip", "--tproxy-mark",
-    "--to-ports", "--to-destination", "--notrack", "--icmp-type", "--icmpv6-type",
+    "-p",
+    "-m",
+    "-i",
+    "-o",
+    "-s",
+    "-d",
+    "-j",
+    "-g",
+    "--dport",
+    "--sport",
+    "--ctstate",
+    "--ctdir",
+    "--dst-type",
+    "--src-type",
+    "--mark",
+    "--set-xmark",
+    "--tcp-flags",
+    "--match-set",
+    "--mac-source",
+    "--on-port",
+    "--on-ip",
+    "--tproxy-mark",
+    "--to-ports",
+    "--to-destination",
+    "--notrack",
+    "--icmp-type",
+    "--icmpv6-type",
 ];
 
 #[cfg(test)]

@@ -494,9 +494,8 @@ mod tests {
 
     #[test]
     fn a_range_becomes_the_fewest_prefixes_that_make_it_up() {
-        let of = |first: &str, last: &str| {
-            prefixes(&IpRange { first: first.parse().unwrap(), last: last.parse().unwrap() })
-        };
+        let of =
+            |first: &str, last: &str| prefixes(&IpRange { first: first.parse().unwrap(), last: last.parse().unwrap() });
         assert_eq!(of("10.0.0.1", "10.0.0.6"), ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"]);
         assert_eq!(of("192.168.1.0", "192.168.1.255"), ["192.168.1.0/24"]);
         assert_eq!(of("255.255.255.255", "255.255.255.255"), ["255.255.255.255/32"]);
