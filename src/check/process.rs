@@ -10,6 +10,10 @@ use crate::sys::process;
 
 pub(super) fn check(findings: &mut Findings, cfg: &Config, root: &Root, rules_loaded: bool) {
     user(findings, process::is_root(), process::user_ids("tproxyd"));
+    if cfg.globals.sandbox {
+        let text = "this build filters no system calls (`option sandbox`): its user, three capabilities and no_new_privs confine it";
+        findings.push(Finding::ok("sandbox", text));
+    }
     let directory = cfg.globals.control.parent().unwrap_or(Path::new("/"));
     if !directory.is_dir() && !directory.parent().is_some_and(Path::is_dir) {
         let text = format!("the directory of the control socket, {}, can't be made", directory.display());

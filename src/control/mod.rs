@@ -137,7 +137,9 @@ impl Control {
         self.now = now;
         for n in 0..self.seats.len() {
             let may_follow = self.may_follow();
-            self.seats[n].run(may_follow, subject, now);
+            if let Some(seat) = self.seats.get_mut(n) {
+                seat.run(may_follow, subject, now);
+            }
         }
         self.accept(subject);
     }
@@ -187,8 +189,9 @@ impl Control {
                         .set_nonblocking(true)
                         .map_err(|e| Error::new("set a control connection non-blocking", &e))
                         .and_then(|()| subject.watch_client(stream.as_raw_fd(), n));
-                    match watched {
-                        Ok(()) => self.seats[n].take(stream, self.now),
+                    match watched.map(|()| self.seats.get_mut(n)) {
+                        Ok(Some(seat)) => seat.take(stream, self.now),
+                        Ok(None) => {}
                         Err(e) => log::debug!("{e}"),
                     }
                 }

@@ -123,8 +123,9 @@ impl Scrapes {
                         .set_nonblocking(true)
                         .map_err(|e| Error::new("set a connection for metrics non-blocking", &e))
                         .and_then(|()| subject.watch_client(stream.as_raw_fd(), self.first + n));
-                    match watched {
-                        Ok(()) => self.seats[n].take(stream, now),
+                    match watched.map(|()| self.seats.get_mut(n)) {
+                        Ok(Some(seat)) => seat.take(stream, now),
+                        Ok(None) => {}
                         Err(e) => log::debug!("{e}"),
                     }
                 }
@@ -151,7 +152,7 @@ impl Seat {
                 match client.stream.read(&mut buffer) {
                     Ok(0) => return self.client = None,
                     Ok(n) => {
-                        if self.head.extend_from_slice(&buffer[..n]).is_err() {
+                        if self.head.extend_from_slice(buffer.get(..n).unwrap_or_default()).is_err() {
                             refuse(client, self.outlet.text(), "431 Request Header Fields Too Large", "");
                             break;
                         }

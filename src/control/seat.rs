@@ -292,13 +292,13 @@ fn read_line(stream: &mut UnixStream, input: &mut heapless::Vec<u8, REQUEST_MAX>
         // room for a whole request and its line break
         let mut buffer = [0; REQUEST_MAX + 1];
         let room = input.capacity() - input.len() + 1;
-        match stream.read(&mut buffer[..room]) {
+        match stream.read(buffer.get_mut(..room).unwrap_or_default()) {
             Ok(0) if input.is_empty() => return Line::Gone,
             Ok(0) => return Line::Complete,
             Ok(n) => {
-                let came = &buffer[..n];
+                let came = buffer.get(..n).unwrap_or_default();
                 let end = came.iter().position(|c| *c == b'\n');
-                let line = &came[..end.unwrap_or(n)];
+                let line = came.get(..end.unwrap_or(n)).unwrap_or_default();
                 match (input.extend_from_slice(line), end) {
                     (Err(_), _) => return Line::TooLong,
                     (Ok(()), Some(_)) => return Line::Complete,

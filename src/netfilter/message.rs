@@ -12,9 +12,11 @@ pub(crate) struct Message(Vec<u8>);
 impl Message {
     /// A request of type `kind` with `flags` beside NLM_F_REQUEST, and the family's fixed part.
     pub(crate) fn new(kind: u16, flags: u16, fixed: &[u8]) -> Message {
-        let mut bytes = vec![0; HEADER];
-        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        // the length, the sequence number and the port are filled in when it is sent
+        let mut bytes = vec![0; 4];
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+        bytes.resize(HEADER, 0);
         bytes.extend_from_slice(fixed);
         Message(bytes)
     }
@@ -57,7 +59,9 @@ impl Message {
 
 fn set_flag(bytes: &mut [u8], flag: u16) {
     let flags = u16_at(bytes, 6) | flag;
-    bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+    if let Some(place) = bytes.get_mut(6..8) {
+        place.copy_from_slice(&flags.to_ne_bytes());
+    }
 }
 
 fn exchange(socket: &mut Netlink, request: &mut [u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {

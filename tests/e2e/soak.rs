@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::chance::Chance;
-use crate::daemon::{Daemon, Uci};
+use crate::daemon::{Daemon, PROGRAM, Uci};
 use crate::faults::Ground;
 use crate::lab::{Family, Lab};
 use crate::process::{Process, TempDir};
@@ -212,7 +212,9 @@ fn disturb(lab: &Lab, daemon: &Daemon, round: usize, chance: &mut Chance) -> &'s
             "firewall"
         }
         3 => {
-            daemon.command("kick", &["--client", "192.168.1.2"]);
+            // which fails if there happens to be no session
+            let mut kick = lab.router.command(PROGRAM);
+            let _ = kick.args(["kick", "--client", "192.168.1.2", "--config"]).arg(daemon.config()).output();
             "kick"
         }
         4 => {

@@ -26,7 +26,7 @@ impl<'a> Script<'a> {
         let base = "{ type filter hook output priority raw; policy accept; }";
         self.line(format_args!("add chain inet {TABLE} untracked {base}"));
         for index in self.left_alone() {
-            let name = self.active[index].listener.name.clone();
+            let Some(name) = self.active.get(index).map(|active| active.listener.name.clone()) else { continue };
             self.line(format_args!("add chain inet {TABLE} left_{name}"));
         }
     }
@@ -81,7 +81,7 @@ impl<'a> Script<'a> {
             self.rule("redirected", jump);
         }
         for index in self.left_alone() {
-            let active = &self.active[index];
+            let Some(active) = self.active.get(index) else { continue };
             let chain = format!("left_{}", active.listener.name);
             let mut rules = narrowing(self.cfg, active.listener, active.families);
             rules.push(r#"accept comment "it comes before those by tproxy""#.into());

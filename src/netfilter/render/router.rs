@@ -27,7 +27,7 @@ impl<'a> Script<'a> {
                 self.line(format_args!("add chain inet {TABLE} {chain} {{ {base}; policy accept; }}"));
             }
             for index in listeners {
-                let name = &self.active[index].listener.name;
+                let Some(name) = self.active.get(index).map(|active| &active.listener.name) else { continue };
                 let line = format!("add chain inet {TABLE} router_{name}");
                 self.line(format_args!("{line}"));
             }

@@ -5,6 +5,7 @@ mod bounds;
 mod flood;
 mod greedy;
 mod network;
+mod privileges;
 mod resources;
 mod vanished;
 
