@@ -37,6 +37,8 @@ pub struct End {
     nodelay: bool,
     /// What may wait unsent in it.
     unsent: Unsent,
+    /// What may wait in it of bytes that have not been read.
+    unread: Unread,
     /// Bytes that it did not take yet.
     held: Option<Chunk>,
     /// Its bytes come through this pipe.
@@ -58,6 +60,18 @@ enum Unsent {
     /// [`UNSENT_MAX`].
     Limited,
     /// As much as the kernel lets it: the peer has taken [`FLOWING`] bytes.
+    Lifted,
+}
+
+/// What an end's socket may hold of bytes that nobody has read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Unread {
+    /// As much as the kernel lets it, until much has come at once.
+    #[default]
+    Free,
+    /// [`UNREAD_MAX`].
+    Limited,
+    /// As much as the kernel lets it.
     Lifted,
 }
 
@@ -232,6 +246,10 @@ fn pump_between(
         if sink.sent - before >= TURN as u64 {
             return Pause::Spent;
         }
+        if source.unread == Unread::Limited && sink.sent >= TAKEN {
+            source.unread = Unread::Lifted;
+            lift_unread_limit(from);
+        }
         let moved = match splice(source, sink, from, tools.pipes) {
             Some(pause) => pause,
             None => copy(source, sink, from, to, tools),
@@ -307,6 +325,9 @@ fn copy(
     if written < n {
         // the pool was not empty before the read, and nobody has taken from it since
         sink.held = tools.pool.take(&scratch[written..n]);
+    }
+    if n >= LARGE && source.unread == Unread::Free {
+        source.unread = limit_unread(from);
     }
     if n < scratch.len() && !source.read_closed && !source.urgent {
         // all that had come was read; what comes later raises the edge again
@@ -427,6 +448,32 @@ const FLOWING: u64 = 16 * 1024 * 1024;
 fn lift_unsent_limit(fd: BorrowedFd<'_>) {
     if let Err(e) = sockopt::set_unsent_limit(fd, 0) {
         log::debug!("cannot lift TCP_NOTSENT_LOWAT: {e}");
+    }
+}
+
+/// Bytes that wait unread in a socket whose peer has sent much, before the other side has shown that it reads; the kernel
+/// allows twice that for its own needs.
+const UNREAD_MAX: u32 = 160 * 1024;
+
+/// Bytes that the other side must have taken to show that it reads: more than go into its window as it is at first, and
+/// into our socket to it.
+const TAKEN: u64 = 384 * 1024;
+
+/// Limits what waits unread, if that can be lifted again: for a flow, the kernel tunes its window best.
+fn limit_unread(fd: BorrowedFd<'_>) -> Unread {
+    // does nothing yet but tell whether this kernel knows it
+    match sockopt::lift_unread_limit(fd).and_then(|()| sockopt::set_unread_limit(fd, UNREAD_MAX)) {
+        Ok(()) => Unread::Limited,
+        Err(e) => {
+            log::debug!("what waits unread is not limited: {e}");
+            Unread::Lifted
+        }
+    }
+}
+
+fn lift_unread_limit(fd: BorrowedFd<'_>) {
+    if let Err(e) = sockopt::lift_unread_limit(fd) {
+        log::debug!("cannot lift SO_RCVBUF: {e}");
     }
 }
 

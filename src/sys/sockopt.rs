@@ -157,6 +157,23 @@ pub fn unsent_limit(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(bytes as u32)
 }
 
+/// No more than twice `bytes` are kept unread: `SO_RCVBUF`, socket(7), which ends the kernel's own tuning of the window until
+/// [`lift_unread_limit`].
+pub fn set_unread_limit(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    set_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes as libc::c_int)
+}
+
+/// The kernel tunes the window again: `SO_BUF_LOCK`, asm-generic/socket.h.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 5.15.
+pub fn lift_unread_limit(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(fd, libc::SOL_SOCKET, SO_BUF_LOCK, 0)
+}
+
+/// The same value everywhere but on PA-RISC and SPARC.
+const SO_BUF_LOCK: libc::c_int = 72;
+
 /// linux/tcp.h; libc does not have it for every target.
 const TCP_NOTSENT_LOWAT: libc::c_int = 25;
 

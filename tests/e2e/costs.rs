@@ -177,10 +177,10 @@ fn ten_thousand_idle_sessions_cost_three_megabytes_and_two_descriptors_each_and_
     assert!(left() <= most, "{} bytes more when all have gone, {grown} while they were there", left());
 }
 
-/// What waits unsent is limited by `TCP_NOTSENT_LOWAT`. What waits unread from the server is not ours to limit without giving
-/// up the kernel's own tuning of windows; it is printed.
+/// What waits unsent is limited by `TCP_NOTSENT_LOWAT`; what waits unread from the server by `SO_RCVBUF`, on kernels that let
+/// that be lifted again (5.15), until the client has shown that it reads.
 #[test]
-fn a_hundred_clients_that_do_not_read_leave_half_a_megabyte_unsent_at_most() {
+fn a_hundred_clients_that_do_not_read_leave_half_a_megabyte_in_sockets_each() {
     const COUNT: usize = 100;
     let passage = Passage::open_with(Way::Direct, Family::V4, |uci| {
         uci.globals(&[("tcp_sessions", "256"), ("log_level", "info")])
@@ -211,6 +211,11 @@ fn a_hundred_clients_that_do_not_read_leave_half_a_megabyte_unsent_at_most() {
     );
     assert!(unsent + unread > 0, "{sockets}");
     assert!(unsent <= 512 * 1024, "{} KB each", unsent / 1024);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) >= (Some(5), Some(15)) {
+        assert!(unsent + unread <= 600 * 1024, "{} KB each", (unsent + unread) / 1024);
+    }
 }
 
 /// A figure of `skmem:(r0,rb131072,t0,tb87040,f0,w0,o0,bl0,d0)`: r received, w to be sent, f set aside, bl in the backlog.
