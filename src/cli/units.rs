@@ -24,15 +24,20 @@ pub(super) fn bytes(bytes: u64) -> String {
 /// `0 bit/s`, `640 bit/s`, `1.2 Mbit/s`, of bits per second.
 pub(super) fn bits(bits: u64) -> String {
     const UNITS: [&str; 4] = ["kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
-    let mut amount = bits as f64;
-    let mut unit = "bit/s";
+    // in integers, as above
+    let (bits, mut unit, mut size) = (u128::from(bits), "bit/s", 1);
     for larger in UNITS {
-        if amount < 999.5 {
+        if bits * 2 < 1999 * size {
             break;
         }
-        (amount, unit) = (amount / 1000.0, larger);
+        (unit, size) = (larger, size * 1000);
     }
-    if unit == "bit/s" || amount >= 9.95 { format!("{amount:.0} {unit}") } else { format!("{amount:.1} {unit}") }
+    let tenths = (bits * 20 + size) / (size * 2);
+    if unit == "bit/s" || tenths >= 100 {
+        format!("{} {unit}", (bits * 2 + size) / (size * 2))
+    } else {
+        format!("{}.{} {unit}", tenths / 10, tenths % 10)
+    }
 }
 
 /// `45 s`, `3 min 5 s`, `2 h 13 min`, `3 d 4 h`.
@@ -78,6 +83,24 @@ mod tests {
             (u64::MAX, "16 EiB"),
         ] {
             assert_eq!(bytes(n), text);
+        }
+    }
+
+    #[test]
+    fn rates_have_two_or_three_figures() {
+        for (n, text) in [
+            (0, "0 bit/s"),
+            (999, "999 bit/s"),
+            (1000, "1.0 kbit/s"),
+            (1249, "1.2 kbit/s"),
+            (9_949, "9.9 kbit/s"),
+            (9_950, "10 kbit/s"),
+            (999_499, "999 kbit/s"),
+            (999_500, "1.0 Mbit/s"),
+            (2_500_000_000, "2.5 Gbit/s"),
+            (u64::MAX, "18446744 Tbit/s"),
+        ] {
+            assert_eq!(bits(n), text);
         }
     }
 
