@@ -48,9 +48,11 @@ const PEERS: &[(&str, &str, Option<&str>)] = &[
     ("socks5", "client speaks SOCKS5, forwarding", None),
     ("tproxyd", "tproxyd, direct", Some("forward")),
     ("tproxyd_socks5", "tproxyd, SOCKS5", Some("socks5")),
+    ("tproxyd_ss", "tproxyd, Shadowsocks (ChaCha20)", Some("forward")),
+    ("tproxyd_ss_aes", "tproxyd, Shadowsocks (AES)", Some("forward")),
     ("haproxy", "HAProxy, splicing", Some("forward")),
     ("redsocks", "redsocks, SOCKS5", Some("socks5")),
-    ("ss_redir", "ss-redir, encrypts", Some("forward")),
+    ("ss_redir", "ss-redir, Shadowsocks (ChaCha20)", Some("forward")),
     ("floor", "a relay and nothing else", Some("forward")),
 ];
 

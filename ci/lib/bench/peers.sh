@@ -7,7 +7,7 @@
 #   start     starts it, puts its process ids into `pids`, and sets its rules (tproxy and redirect of router.sh)
 # shellcheck shell=bash disable=SC2034,SC2154
 
-PEERS="forward socks5 tproxyd tproxyd_socks5 haproxy redsocks ss_redir floor"
+PEERS="forward socks5 tproxyd tproxyd_socks5 tproxyd_ss haproxy redsocks ss_redir floor"
 
 peer_forward() { case $1 in works) echo tcp udp ;; base) echo - ;; esac; }
 
@@ -38,6 +38,13 @@ tproxyd_with() {
 			option type 'socks5'
 			option server '${UPSTREAM%:*}'
 			option port '${UPSTREAM#*:}'
+
+		config outbound 'sealed'
+			option type 'shadowsocks'
+			option server '${UPSTREAM%:*}'
+			option port '8388'
+			option method '$SS_METHOD'
+			option password 'benchmark'
 	CONFIG
 	proxy "$TPROXYD" run --config $STATE/tproxyd.conf
 	until ${TPROXYD} status --config $STATE/tproxyd.conf >/dev/null 2>&1; do nap; done
@@ -57,6 +64,23 @@ peer_tproxyd_socks5() {
 	base) echo socks5 ;;
 	start) start_upstream && tproxyd_with up ;;
 	esac
+}
+
+# The same cipher as ss-redir, and the same server.
+peer_tproxyd_ss() {
+	case $1 in
+	packages) echo shadowsocks-libev ;;
+	programs) echo usr/bin/ss-server ;;
+	works) echo tcp udp ;;
+	base) echo forward ;;
+	start) start_ss_server && tproxyd_with sealed ;;
+	esac
+}
+
+# By another cipher: which one is cheap depends on the processor.
+peer_tproxyd_ss_aes() {
+	[ "$1" != start ] || SS_METHOD=aes-128-gcm
+	peer_tproxyd_ss "$1"
 }
 
 peer_haproxy() {
@@ -106,6 +130,12 @@ peer_redsocks() {
 }
 
 # It encrypts, which the others do not.
+SS_METHOD=chacha20-ietf-poly1305
+
+start_ss_server() {
+	in_server ss-server -s "${UPSTREAM%:*}" -p 8388 -k benchmark -m "$SS_METHOD" -u -t 60 >$STATE/ss-server.log 2>&1 &
+}
+
 peer_ss_redir() {
 	case $1 in
 	packages) echo shadowsocks-libev ;;
@@ -113,10 +143,8 @@ peer_ss_redir() {
 	works) echo tcp udp ;;
 	base) echo forward ;;
 	start)
-		# shellcheck disable=SC2086 # a list
-		set -- -k benchmark -m aes-128-gcm -u -t 60
-		in_server ss-server -s "${UPSTREAM%:*}" -p 8388 "$@" >$STATE/ss-server.log 2>&1 &
-		proxy ss-redir -s "${UPSTREAM%:*}" -p 8388 -b 0.0.0.0 -l 12345 "$@"
+		start_ss_server
+		proxy ss-redir -s "${UPSTREAM%:*}" -p 8388 -b 0.0.0.0 -l 12345 -k benchmark -m "$SS_METHOD" -u -t 60
 		redirect
 		tproxy udp ;;
 	esac
