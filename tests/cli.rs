@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use tproxyd::config::schema::{Opt, SECTIONS};
 
+const SECURITY: &str = include_str!("../SECURITY.md");
 const README: &str = include_str!("../README.md");
 
 /// Runs the program with `input` on its standard input.
@@ -122,15 +123,15 @@ fn every_option_is_in_the_readme_with_its_default_and_whether_this_build_has_it(
 }
 
 #[test]
-fn every_test_that_the_readme_names_exists() {
+fn every_test_that_the_readme_and_the_security_notes_name_exists() {
     let code = sources("tests") + &sources("src");
     let table = README.split("## What happens when something fails").nth(1).expect("the chapter");
     let table = table.split("\n## ").next().expect("its text");
     let mut names = 0;
-    for row in table.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
+    for row in table.lines().chain(SECURITY.lines()).filter(|line| line.starts_with("| ") && line.contains('`')) {
         let cell = row.trim_end_matches(" |").rsplit('|').next().expect("a last cell");
         for name in cell.split('`').skip(1).step_by(2) {
-            assert!(code.contains(name), "README.md names a test that is not there: {name}");
+            assert!(code.contains(name), "README.md or SECURITY.md names a test that is not there: {name}");
             names += 1;
         }
     }
