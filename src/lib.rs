@@ -43,7 +43,6 @@ pub mod event_loop;
 #[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod helper;
 pub mod log_sink;
-#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod netfilter;
 pub mod policy;
 pub mod proto;

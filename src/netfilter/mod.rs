@@ -1,20 +1,28 @@
 //! The kernel's side of interception: rules, policy routes, connection tracking. Runs once per start, reload and stop,
 //! in the helper or in a command; never per packet or session, never on the event loop.
 
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod addresses;
 pub mod backend;
 pub mod commands;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod conntrack;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod counters;
 pub mod dnsmasq;
 pub mod iptables;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod links;
 pub mod load;
 pub mod main_router;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub(crate) mod message;
 pub mod names;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod neighbours;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod networks;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod news;
 pub mod program;
 pub mod render;
