@@ -93,6 +93,14 @@ impl Rules {
         }
     }
 
+    /// Has flows decided anew that the kernel decided, as far as rules alone can't.
+    fn revise(&mut self, config: &Config) {
+        let Some(mark) = netfilter::decided_mark(&config.globals) else { return };
+        if let Err(e) = self.helper.submit(Request::Revise(mark)) {
+            log::warn!("{e}; UDP flows that the kernel decided go on as before");
+        }
+    }
+
     /// Whether dnsmasq has been told of names.
     pub fn has_told_dnsmasq(&self) -> bool {
         self.noted
@@ -293,6 +301,7 @@ impl Reload {
                 rules.update_servers(engine.config(), &engine.server_addresses());
                 let config = engine.config();
                 rules.tell_dnsmasq(config);
+                rules.revise(config);
                 let mut warnings = config.warnings.clone();
                 warnings.extend(rules.installed.facts.warnings(config));
                 Ok(ControlFlow::Break(Taken { changed, warnings }))

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::OnFailure;
+use crate::config::{Mark, OnFailure};
 use crate::error::Error;
 use crate::netfilter::{Installation, Surroundings};
 use crate::sys::passing;
@@ -73,6 +73,9 @@ pub enum Request {
         /// Lines for its configuration.
         lines: String,
     },
+    /// Delete the connection tracking entries of UDP flows that the kernel decided (`netfilter::decided_mark`), so that
+    /// their next datagrams are decided anew.
+    Revise(Mark),
 }
 
 /// What came of a [`Request`].

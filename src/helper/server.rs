@@ -139,6 +139,9 @@ impl Server {
                 let anew = std::mem::take(&mut self.notes_lost);
                 self.notes.put(&lines, anew).map(|()| Answer::Done)
             }
+            // a mask of nothing would mean every flow of the router
+            Order::Revise(mark) if mark.value == 0 => Err(Error::new("decide flows anew", "they carry no mark")),
+            Order::Revise(mark) => conntrack::delete_marked_udp(mark).map(|_| Answer::Done),
             Order::RunScript { path, environment } => self.run_script(&path, environment),
         }
     }

@@ -34,6 +34,7 @@ pub(super) enum Order {
     RunScript { path: PathBuf, environment: Vec<(String, String)> },
     Inspect,
     Note { lines: File },
+    Revise(Mark),
 }
 
 /// The message for `request`, and the file that goes with it.
@@ -50,6 +51,7 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
         Request::RunScript { .. } => RUN_SCRIPT,
         Request::Inspect => INSPECT,
         Request::Note { .. } => NOTE,
+        Request::Revise(_) => REVISE,
     };
     let mut out = Writer(vec![verb]);
     out.number(number);
@@ -81,6 +83,10 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
                 out.bytes(name.as_bytes());
                 out.bytes(value.as_bytes());
             }
+        }
+        Request::Revise(mark) => {
+            out.number(mark.value);
+            out.number(mark.mask);
         }
         Request::ReadConfig | Request::Remove | Request::Forget | Request::Goodbye | Request::Inspect => {}
     }
@@ -120,6 +126,7 @@ pub(super) fn read_request(message: &[u8], file: Option<OwnedFd>) -> Option<(u32
         }
         INSPECT => Order::Inspect,
         NOTE => Order::Note { lines: file? },
+        REVISE => Order::Revise(Mark { value: input.number()?, mask: input.number()? }),
         _ => return None,
     };
     Some((number, order))
@@ -294,6 +301,7 @@ const GOODBYE: u8 = 8;
 const RUN_SCRIPT: u8 = 9;
 const INSPECT: u8 = 10;
 const NOTE: u8 = 11;
+const REVISE: u8 = 12;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -334,6 +342,7 @@ mod tests {
             Request::Goodbye,
             Request::Inspect,
             Request::Note { lines: "z".into() },
+            Request::Revise(routes.mark),
             Request::RunScript {
                 path: "/etc/an event".into(),
                 environment: vec![("EVENT".into(), "outbound_down".into()), ("NAME".into(), String::new())],

@@ -18,10 +18,22 @@ use crate::sys::netlink::{Family, Netlink};
 /// # Errors
 /// No conntrack netlink in this kernel, no `CAP_NET_ADMIN`, or entries that come faster than they go.
 pub fn delete_marked(mark: Mark) -> Result<usize, Error> {
+    delete(mark, &|_| true)
+}
+
+/// The same for entries of UDP alone.
+///
+/// # Errors
+/// Those of [`delete_marked`].
+pub fn delete_marked_udp(mark: Mark) -> Result<usize, Error> {
+    delete(mark, &Entry::is_udp)
+}
+
+fn delete(mark: Mark, wanted: &dyn Fn(&Entry) -> bool) -> Result<usize, Error> {
     let mut socket = Netlink::open(Family::Netfilter).map_err(explain)?;
     let mut deleted = 0;
     for _ in 0..ROUNDS {
-        let (batch, complete) = list_marked(&mut socket, mark).map_err(explain)?;
+        let (batch, complete) = list_marked(&mut socket, mark, wanted).map_err(explain)?;
         for entry in &batch {
             match entry.delete(&mut socket) {
                 Ok(()) => deleted += 1,
@@ -43,7 +55,7 @@ pub fn delete_marked(mark: Mark) -> Result<usize, Error> {
 /// Those of [`delete_marked`].
 pub fn probe(mark: Mark) -> Result<(), Error> {
     let mut socket = Netlink::open(Family::Netfilter).map_err(explain)?;
-    list_marked(&mut socket, mark).map(|_| ()).map_err(explain)
+    list_marked(&mut socket, mark, &|_| true).map(|_| ()).map_err(explain)
 }
 
 fn explain(error: io::Error) -> Error {
@@ -61,6 +73,12 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    fn is_udp(&self) -> bool {
+        let proto = attributes(&self.original).find(|(kind, _)| *kind == CTA_TUPLE_PROTO);
+        let number = proto.and_then(|(_, value)| attributes(value).find(|(kind, _)| *kind == CTA_PROTO_NUM));
+        number.is_some_and(|(_, value)| value == [IPPROTO_UDP])
+    }
+
     fn delete(&self, socket: &mut Netlink) -> io::Result<()> {
         let mut message =
             Message::new(CT_DELETE, 0, &[self.family, 0, 0, 0]).with(CTA_TUPLE_ORIG | NLA_F_NESTED, &self.original);
@@ -75,7 +93,7 @@ impl Entry {
 }
 
 /// At most [`BATCH`] marked entries, and whether these were all.
-fn list_marked(socket: &mut Netlink, mark: Mark) -> io::Result<(Vec<Entry>, bool)> {
+fn list_marked(socket: &mut Netlink, mark: Mark, wanted: &dyn Fn(&Entry) -> bool) -> io::Result<(Vec<Entry>, bool)> {
     let mut batch = Vec::new();
     let mut complete = true;
     // The kernel filters where it can (since 3.9); the comparison below holds in any case.
@@ -84,7 +102,7 @@ fn list_marked(socket: &mut Netlink, mark: Mark) -> io::Result<(Vec<Entry>, bool
         .with(CTA_MARK_MASK, &mark.mask.to_be_bytes())
         .dump(socket, |_, body| {
             let Some((entry, found)) = read(body) else { return };
-            if found & mark.mask != mark.value {
+            if found & mark.mask != mark.value || !wanted(&entry) {
                 return;
             }
             if batch.len() < BATCH {
@@ -129,6 +147,9 @@ const CT_GET: u16 = 0x0101;
 /// NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_DELETE.
 const CT_DELETE: u16 = 0x0102;
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const IPPROTO_UDP: u8 = 17;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;

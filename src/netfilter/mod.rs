@@ -34,7 +34,7 @@ pub mod verdict;
 use std::net::SocketAddr;
 use std::path::Path;
 
-pub use render::{render, render_block, render_on_link, render_servers};
+pub use render::{decided_mark, render, render_block, render_on_link, render_servers};
 pub use routes::PolicyRoutes;
 
 use crate::config::{Backend, Config, Families, Globals, Host, IpRange, Server};

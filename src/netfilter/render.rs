@@ -25,10 +25,12 @@ mod keep_source;
 mod narrowing;
 mod one_arm;
 mod redirecting;
+mod revising;
 mod router;
 mod text;
 mod verdicts;
 use narrowing::narrowing;
+pub use revising::decided_mark;
 use text::{address_ranges, device, host, list, merged};
 pub use verdicts::RULE;
 
@@ -161,6 +163,7 @@ impl<'a> Script<'a> {
         self.declare_redirecting();
         self.declare_router();
         self.declare_verdicts();
+        self.declare_revising();
         self.declare_one_arm();
         for (set, kind) in [(SERVERS4, "ipv4_addr"), (SERVERS6, "ipv6_addr")] {
             self.line(format_args!("add set inet {TABLE} {set} {{ type {kind} . inet_proto . inet_service; }}"));
@@ -239,6 +242,7 @@ impl<'a> Script<'a> {
         self.rule("caught", format_args!(r#"{own} return comment "self_mark""#));
         self.pass_redirected_by();
         self.rule("caught", format_args!(r#"{taken} goto live comment "flows that we took before""#));
+        self.revise();
         self.rule("caught", r#"ct state != new return comment "flows that began without us""#);
         self.exclusions("caught");
         self.ask_listeners("caught");
@@ -246,9 +250,14 @@ impl<'a> Script<'a> {
 
     /// What is never taken, whatever the listeners say.
     fn exclusions(&mut self, chain: &str) {
+        // Where conntrack did not see the beginning, a segment from the middle counts as new (kernel.md section 5).
+        let begun = r#"tcp flags & (fin | syn | rst | ack) != syn return comment "not the beginning of a connection""#;
+        self.rule(chain, begun);
+        self.places_passed_by(chain);
+    }
+
+    fn places_passed_by(&mut self, chain: &str) {
         let lines: &[&dyn Display] = &[
-            // Where conntrack did not see the beginning, a segment from the middle counts as new (kernel.md section 5).
-            &r#"tcp flags & (fin | syn | rst | ack) != syn return comment "not the beginning of a connection""#,
             // loopback is local, too
             &r#"fib daddr type { local, broadcast, multicast, anycast } return comment "the router, and everybody""#,
             &r#"ip daddr 169.254.0.0/16 return comment "link-local""#,
@@ -365,6 +374,7 @@ impl<'a> Script<'a> {
             let known = differs_from_mark("ct mark", self.cfg.globals.mark);
             rules.push(format!("{known} jump {}", verdicts::VERDICTS));
         }
+        rules.extend(self.end_revised());
         if self.purpose == Purpose::Run {
             let proto = match (listener.protos.tcp, listener.protos.udp) {
                 (true, false) => "tcp",

@@ -142,3 +142,43 @@ fn a_live_flow_keeps_the_decision_that_it_had() {
     daemon.reload(&["reload"]);
     assert_eq!(crate::mirror::ask(&mut forwarded).expect("an answer").ip(), Family::V4.client(), "and stay so");
 }
+
+#[test]
+fn with_reclassify_flows_of_the_kernel_get_the_new_rules_too_and_those_that_stay_direct_live_on() {
+    for masqueraded in [false, true] {
+        let lab = Lab::new();
+        if masqueraded {
+            lab.masquerade();
+        } else {
+            lab.track_connections();
+        }
+        let seen = if masqueraded { Family::V4.router_wan() } else { Family::V4.client() };
+        let uci = Uci::new("socks5").globals(&[("kernel_verdicts", "1"), ("reclassify", "1")]);
+        let uci = uci.outbound(&[("server", "198.51.100.2"), ("port", "1080")]);
+        let direct = |ports: &str| format!("config rule\n\toption dest_port '{ports}'\n\toption outbound 'direct'\n");
+        let proxy = Socks::start(&lab.server, Family::V4.proxy(), 1080, Manners::default());
+        let daemon = Daemon::start(&lab, &uci.clone().section(&direct("4000-4001")));
+        let [stays, goes] = [4000, 4001].map(|port| Mirror::start_at(&lab.server, Family::V4.destination(80), port));
+        let mut streams = [&stays, &goes].map(|mirror| connect(&lab.client, mirror.at));
+        let sockets = [0, 1].map(|_| udp(&lab.client, Family::V4.client(), 0));
+        for (stream, (socket, mirror)) in streams.iter_mut().zip(sockets.iter().zip([&stays, &goes])) {
+            assert_eq!(crate::mirror::ask(stream).expect("an answer").ip(), seen);
+            assert_eq!(seen_by_udp(socket, mirror.at, PATIENCE).expect("an answer").ip(), seen);
+        }
+        saw_nothing(&daemon);
+        daemon.write_config(&uci.clone().section(&direct("4000")));
+        daemon.command("reload", &[]);
+        assert_eq!(crate::mirror::ask(&mut streams[0]).expect("an answer").ip(), seen, "it is direct still");
+        assert_eq!(seen_by_udp(&sockets[0], stays.at, PATIENCE).expect("an answer").ip(), seen);
+        let error = crate::mirror::ask(&mut streams[1]).expect_err("it is for the proxy now");
+        assert!([ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error.kind()), "{error}");
+        let mut again = connect(&lab.client, goes.at);
+        crate::mirror::ask(&mut again).expect("an answer");
+        daemon.status_until("the datagram goes by the proxy", |status| {
+            let _ = seen_by_udp(&sockets[1], goes.at, std::time::Duration::from_millis(300));
+            status.number("udp.total") > 0
+        });
+        assert!(seen_by_udp(&sockets[1], goes.at, PATIENCE).is_ok(), "and is answered");
+        assert!(!proxy.asked().is_empty());
+    }
+}

@@ -337,6 +337,15 @@ fn names_that_dnsmasq_notes_are_decided_by_address() {
 }
 
 #[test]
+fn flows_that_the_kernel_decided_are_asked_again_if_that_is_wanted() {
+    let mut cfg = ruled();
+    cfg.globals.reclassify = true;
+    golden("reclassify.nft", &render(&cfg, &facts(&cfg)));
+    cfg.globals.self_mark = Mark { value: 4, mask: 4 };
+    assert!(!render(&cfg, &facts(&cfg)).contains("revised"), "no value is left that says it");
+}
+
+#[test]
 fn without_kernel_verdicts_everything_goes_to_the_process() {
     let mut cfg = ruled();
     cfg.globals.kernel_verdicts = false;

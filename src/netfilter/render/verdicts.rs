@@ -109,10 +109,10 @@ impl<'a> Script<'a> {
         self.rule(&chain, format_args!("ct status & confirmed == 0 counter name {chain}"));
         for (by, proto) in by.into_iter().zip(["tcp", "udp"]) {
             let statement = match by {
-                By::Direct => "accept",
-                By::Drop => "drop",
-                By::Reject if proto == "tcp" => "reject with tcp reset",
-                By::Reject => "reject with icmpx type port-unreachable",
+                By::Direct => self.accept(),
+                By::Drop => "drop".into(),
+                By::Reject if proto == "tcp" => "reject with tcp reset".into(),
+                By::Reject => "reject with icmpx type port-unreachable".into(),
                 By::Process => continue,
             };
             self.rule(&chain, format_args!("meta l4proto {proto} {statement}"));
