@@ -179,13 +179,31 @@ over_both_kinds!(with_on_failure_block_nothing_passes_without_the_daemon, |tools
         for tool in ["iptables-restore", "ip6tables-restore"] {
             let path = tools.0.path().join(tool).display().to_string();
             lab.router.tool(&path, &["--noflush", "--test"], &text);
-            lab.router.tool(&path, &["--noflush"], &text);
         }
+        let once = {
+            load_by_init_script(tools, &lab, &file);
+            tools.state(&lab)
+        };
+        load_by_init_script(tools, &lab, &file);
+        assert_eq!(tools.state(&lab), once, "loaded twice it is there once");
         blocked(&lab, 4_003);
         tools.run(&lab.router, &format!("tproxyd clear --config {file}"));
         assert_eq!(tools.state(&lab), before);
     }
 });
+
+/// As `/etc/init.d/tproxyd boot` does.
+fn load_by_init_script(tools: &Tools, lab: &Lab, config: &str) {
+    let init = concat!(env!("CARGO_MANIFEST_DIR"), "/files/tproxyd.init");
+    let functions =
+        ["say", "load_block", "load_rules", "load_tables"].map(|name| format!("/^{name}()/,/^}}/p; ")).concat();
+    let script = format!("eval \"$(sed -n '{functions}' {init})\"; PROG={PROGRAM} CONF={config}; load_block");
+    let mut command = lab.router.command("sh");
+    command.env("PATH", format!("{}:/usr/bin:/bin", tools.0.path().display())).args(["-c", &script]);
+    let output = command.output().expect("run sh");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
 
 over_both_kinds!(rules_that_somebody_flushes_are_put_back, |tools, lab| {
     let daemon = tools.start(&lab, &uci(Way::Direct, Family::V4));
