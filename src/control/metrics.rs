@@ -216,6 +216,12 @@ const FAMILIES: &[Family] = &[
         Samples::Single(|totals, _| totals.destinations_used as u64),
     ),
     family(
+        "tproxyd_redirected_evicted_total",
+        COUNTER,
+        "Redirected UDP flows that made room for others.",
+        Samples::Single(|totals, _| totals.redirected_evicted),
+    ),
+    family(
         "tproxyd_destinations_evicted_total",
         COUNTER,
         "UDP destination entries that made room for others.",

@@ -205,6 +205,8 @@ fn tables(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
     )?;
     json.key("destinations")?;
     numbers(json, &[("used", totals.destinations_used as u64), ("evicted", totals.destinations_evicted)])?;
+    json.key("redirected")?;
+    numbers(json, &[("evicted", totals.redirected_evicted)])?;
     json.key("names")?;
     let (used, limit) = totals.names;
     let refused = totals.names_refused;

@@ -81,6 +81,8 @@ pub struct Totals {
     pub destinations_used: usize,
     /// Destination entries that made room for others.
     pub destinations_evicted: u64,
+    /// Redirected UDP flows whose entry made room for another's.
+    pub redirected_evicted: u64,
     /// Blocks of the names that clients asked for: in use, and how many there are.
     pub names: (usize, usize),
     /// Flows whose MAC address a rule asked for and nobody knew.

@@ -40,6 +40,7 @@ impl Subject for Engine {
             pool: Pool { lent: self.pool.lent(), peak: self.pool.peak(), capacity: self.pool.capacity() },
             destinations_used: self.udp.destinations().used(),
             destinations_evicted: self.udp.destinations().evicted(),
+            redirected_evicted: self.replies.redirects.evicted(),
             descriptors: process::descriptor_limit().map_or(0, |(soft, _)| soft),
             problems: log_sink::problem_count(),
             names: self.names.usage(),
