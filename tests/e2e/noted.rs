@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
@@ -10,6 +11,7 @@ use nix::sys::signal::Signal;
 use crate::daemon::{Daemon, PROGRAM, Uci};
 use crate::lab::{Family, Lab};
 use crate::mirror::{self, Mirror, seen_by_tcp};
+use crate::ns::Namespace;
 use crate::process::{Process, TempDir};
 use crate::sock::{PATIENCE, connect, udp, until_listening};
 use crate::socks::{Manners, Socks};
@@ -24,14 +26,18 @@ struct Noted {
     _dns: [Process; 2],
 }
 
-/// Stands for procd: starts dnsmasq anew whenever it ends.
-const SUPERVISOR: &str = "echo >\"$0/starts\"; while :; do setpriv --pdeathsig KILL dnsmasq --keep-in-foreground -C \"$0/dnsmasq.conf\"; echo >>\"$0/starts\"; done";
+/// Stands for procd: starts dnsmasq, and anew when there is a file `restart`.
+const SUPERVISOR: &str = "cd \"$0\"; while :; do
+    dnsmasq --keep-in-foreground -C \"$0/dnsmasq.conf\" & pid=$!
+    echo >>starts; rm -f restart
+    while kill -0 $pid && [ ! -e restart ]; do sleep 0.05; done
+    kill $pid; wait $pid
+done";
 
 /// Stands for OpenWrt's init script: returns when dnsmasq serves again.
 const INIT: &str = "#!/bin/sh
-before=$(wc -l <DIR/starts)
-kill \"$(cat DIR/dnsmasq.pid)\"
-while [ \"$(wc -l <DIR/starts)\" = \"$before\" ]; do sleep 0.01; done
+touch DIR/restart
+while [ -e DIR/restart ]; do sleep 0.01; done
 ";
 
 /// As the daemon sees it, `/etc/init.d/dnsmasq` is [`INIT`].
@@ -49,16 +55,16 @@ impl Noted {
             "upstream.conf",
             &format!("no-resolv\nno-hosts\nuser=root\npid-file=\nlisten-address=198.51.100.2\nbind-interfaces\n{ZONE}"),
         );
-        let mut command = lab.server.command("dnsmasq");
-        command.arg("--keep-in-foreground").arg("-C").arg(upstream);
+        let mut command = contained(&lab.server);
+        command.args(["dnsmasq", "--keep-in-foreground", "-C"]).arg(upstream);
         let upstream = Process::start(command);
         fs::create_dir(files.path().join("conf.d")).expect("a folder");
         let config = format!(
             "no-resolv\nno-hosts\nuser=root\nlisten-address=192.168.1.1\nbind-interfaces\nserver=198.51.100.2\npid-file={dir}/dnsmasq.pid\nconf-dir={dir}/conf.d\n"
         );
         files.write("dnsmasq.conf", &config);
-        let mut command = lab.router.command("sh");
-        command.args(["-c", SUPERVISOR, &dir]);
+        let mut command = contained(&lab.router);
+        command.args(["sh", "-c", SUPERVISOR, &dir]);
         let own = Process::start(command);
         until_listening(
             &lab.router,
@@ -139,6 +145,14 @@ impl Noted {
         self.daemon.write_config(&self.uci.clone().section(rules));
         self.daemon.reload(&["reloaded"]);
     }
+}
+
+/// Runs what follows as the first process of a process namespace, which takes all others along when it ends: dnsmasq gives
+/// up privileges, and with them the wish to be killed with its parent.
+fn contained(ns: &Namespace) -> Command {
+    let mut command = ns.command("unshare");
+    command.args(["--pid", "--fork", "--kill-child"]);
+    command
 }
 
 fn mirror(lab: &Lab, family: Family, n: u8) -> Mirror {
