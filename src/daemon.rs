@@ -1,5 +1,6 @@
 //! `tproxyd run`: from the configuration to the loop, and in reverse order at the end.
 
+mod hours;
 mod script;
 
 use crate::config::{self, Config};
@@ -15,6 +16,7 @@ use crate::session::pipes::Pipes;
 use crate::stats::events::Kind;
 use crate::store::timers::Tick;
 use crate::sys::process::{self, Signals, Wish};
+use hours::Hours;
 use script::Scripts;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -145,6 +147,7 @@ struct Daemon {
     scrapes: Option<Scrapes>,
     scripts: Scripts,
     mending: Option<Mending>,
+    hours: Hours,
     /// Events of which followers have been told.
     told: u64,
 }
@@ -201,7 +204,11 @@ impl Daemon {
         let place = if rules.is_some() { "rules in place" } else { "rules are not its own" };
         let listeners = engine.config().listeners.len();
         log::info!("tproxyd {} ready: {listeners} listening, {place}", env!("CARGO_PKG_VERSION"));
-        Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts: Scripts::default(), mending, told: 0 })
+        let mut hours = Hours::default();
+        hours.note();
+        hours.run(&mut engine, rules.as_mut(), &reload);
+        let scripts = Scripts::default();
+        Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts, mending, hours, told: 0 })
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -247,6 +254,7 @@ impl Daemon {
                         let now = self.engine.tick();
                         self.mending.iter_mut().for_each(|mending| mending.note(now));
                     }
+                    number::HOURS => self.hours.ring(),
                     number::CONTROL => self.control.note_connections(),
                     number::METRICS => {
                         if let Some(scrapes) = &mut self.scrapes {
@@ -270,6 +278,7 @@ impl Daemon {
                 mending.run(&self.engine, rules, &self.reload, self.engine.moment());
             }
             self.serve_control();
+            self.hours.run(&mut self.engine, self.rules.as_mut(), &self.reload);
             self.tell();
         }
     }
@@ -306,6 +315,7 @@ impl Daemon {
             }
         }
         while let Some(mut outcome) = self.reload.outcome() {
+            self.hours.note();
             self.move_control(&mut outcome);
             self.move_scrapes(&mut outcome);
             match &outcome.result {
@@ -359,6 +369,7 @@ impl Daemon {
                     mending.go_on(answer, &mut self.engine, rules, &self.reload, now);
                 }
             }
+            Event::Answered(number, answer) if self.hours.answered(number, &answer, rules) => {}
             Event::Answered(number, answer) => self.reload.go_on(number, answer, &mut self.engine, rules),
             Event::Gone => {
                 log::error!("the privileged helper has ended: rules stay as they are until tproxyd is restarted");

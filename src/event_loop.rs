@@ -63,6 +63,8 @@ pub mod number {
     pub const NEWS: u16 = 96;
     /// News of nftables.
     pub const NEWS_OF_TABLES: u16 = 97;
+    /// The clock on the wall.
+    pub const HOURS: u16 = 98;
     /// Health checks under way.
     pub const CHECK: u16 = 128;
     /// Spare connections to servers.

@@ -31,6 +31,8 @@ pub struct Rules {
 pub struct Installed {
     facts: Facts,
     servers: Vec<(Proto, SocketAddr)>,
+    /// Which rules held, by the clock.
+    hours: Vec<bool>,
 }
 
 impl Rules {
@@ -57,7 +59,7 @@ impl Rules {
         let facts = Facts::new(config, &found, &addresses(servers));
         warn(&facts, config);
         helper.call(install_request(config, &facts), patience)?;
-        Ok(Installed { facts, servers: servers.to_vec() })
+        Ok(Installed { facts, servers: servers.to_vec(), hours: config.hours() })
     }
 
     /// The device of a network, if it was up when the rules were installed.
@@ -109,6 +111,24 @@ impl Rules {
     /// What the helper has to say.
     pub fn next_event(&mut self) -> Option<Event> {
         self.helper.next_event()
+    }
+
+    /// Has the rules loaded that hold now, if those in the kernel are others. Returns the number of the request.
+    ///
+    /// # Errors
+    /// Those of [`Self::submit`].
+    pub fn follow_hours(&mut self, config: &Config) -> Result<Option<u32>, Error> {
+        if config.hours() == self.installed.hours {
+            return Ok(None);
+        }
+        let number = self.helper.submit(install_request(config, &self.installed.facts))?;
+        self.installed.hours = config.hours();
+        Ok(Some(number))
+    }
+
+    /// The kernel did not take them: they are to be loaded again.
+    pub fn forget_hours(&mut self) {
+        self.installed.hours.clear();
     }
 
     /// Passes `servers` by, if they are not those of before.
@@ -317,7 +337,8 @@ impl Reload {
         let name = self.path.display().to_string();
         file.take(most).read_to_end(&mut bytes).map_err(|e| Error::new(format!("read {name}"), &e).to_string())?;
         let env = config::load::this_machine();
-        let config = config::parse(&name, &bytes, &env, &mut open_list).map_err(|errors| errors.to_string())?;
+        let mut config = config::parse(&name, &bytes, &env, &mut open_list).map_err(|errors| errors.to_string())?;
+        config.keep_hours(&config::load::moment());
         for warning in &config.warnings {
             log::warn!("{warning}");
         }
@@ -343,6 +364,6 @@ impl Installed {
         former.sort_unstable();
         former.dedup();
         facts.former_devices = former;
-        Installed { facts, servers: self.servers.clone() }
+        Installed { facts, servers: self.servers.clone(), hours: config.hours() }
     }
 }

@@ -14,6 +14,8 @@ use super::{Env, auto};
 
 mod groups;
 mod outbounds;
+mod schedule;
+use schedule::schedule;
 
 /// Builds all of it. What is wrong is reported, and the configuration then not to be used.
 pub(super) fn build(sections: &[Checked<'_>], env: &Env, open: &mut Open<'_>, report: &mut Report<'_>) -> Config {
@@ -314,6 +316,8 @@ fn rule(section: &Checked<'_>, names: &Names, sets: &[Set], report: &mut Report<
         dest_ip: names.addresses(section, "dest_ip", report),
         dest_port: section.ports("dest_port"),
         domain: names.domains(section, "domain", report),
+        schedule: schedule(section, report),
+        on: true,
         outbound: names.target(section, "outbound", Target::Reject, report),
     };
     cross::families_that_meet(section, "src_ip", rule.families, &rule.src_ip, report);

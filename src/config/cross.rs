@@ -162,7 +162,8 @@ pub(super) fn rules_never_reached(rules: &[Rule], report: &mut Report<'_>) {
         let all = Protos { tcp: true, udp: true } == rule.protos && Families { v4: true, v6: true } == rule.families;
         let client = rule.device.is_empty() && rule.network.is_empty() && rule.src_mac.is_empty();
         let addresses = rule.src_ip.is_empty() && rule.dest_ip.is_empty() && rule.domain.is_empty();
-        all && client && addresses && rule.src_port.is_empty() && rule.dest_port.is_empty()
+        let always = rule.schedule.is_none();
+        always && all && client && addresses && rule.src_port.is_empty() && rule.dest_port.is_empty()
     };
     let mut active = rules.iter().filter(|rule| rule.active);
     if let (Some(first), Some(next)) = (active.by_ref().find(|rule| everything(rule)), active.next()) {

@@ -5,7 +5,8 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::report::Report;
-use super::{Config, Env, Errors, LARGEST_FILE, parse, schema, uci};
+use super::{Config, Env, Errors, LARGEST_FILE, Moment, Zone, parse, schema, uci};
+use crate::sys::clock;
 
 /// Reads and checks `path`; `-` is standard input, also as `uci export` prints it.
 ///
@@ -44,7 +45,10 @@ pub fn load_with(
         (path.display().to_string(), File::open(path).and_then(read))
     };
     match bytes {
-        Ok(bytes) => parse(&name, &bytes, env, open),
+        Ok(bytes) => parse(&name, &bytes, env, open).map(|mut config| {
+            config.keep_hours(&moment());
+            config
+        }),
         Err(why) => Err(Errors::whole_file(&name, format!("cannot read it: {why}"))),
     }
 }
@@ -74,6 +78,20 @@ fn read(file: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LARGEST_FILE as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// What time it is, and in which zone: of `TZ` in the environment, `/etc/TZ` (OpenWrt), the last line of `/etc/localtime`
+/// (RFC 8536 section 3.3), else UTC.
+pub fn moment() -> Moment {
+    let environment = std::env::var("TZ").ok();
+    let openwrts = || Zone::parse(&std::fs::read_to_string("/etc/TZ").ok()?);
+    let others = || {
+        let file = std::fs::read("/etc/localtime").ok()?;
+        let line = file.strip_suffix(b"\n")?.rsplit(|c| *c == b'\n').next()?;
+        Zone::parse(std::str::from_utf8(line).ok()?)
+    };
+    let zone = environment.and_then(|text| Zone::parse(&text)).or_else(openwrts).or_else(others).unwrap_or_default();
+    Moment { utc: clock::utc(), zone }
 }
 
 /// `MemTotal` of proc_meminfo(5) in bytes; 0 if it can't be read.

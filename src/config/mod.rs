@@ -20,11 +20,13 @@ pub mod load;
 pub mod model;
 pub mod nets;
 mod report;
+pub mod schedule;
 pub mod schema;
 mod set_line;
 mod sets;
 mod uci;
 mod value;
+pub mod zone;
 
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,9 @@ pub use load::load;
 pub use model::*;
 pub use nets::NetSet;
 pub use report::{Errors, MOST_KEPT, Problem};
+pub use schedule::{Moment, Schedule};
 pub use sets::{Open, each_name};
+pub use zone::Zone;
 
 /// What the configuration depends on besides its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+
+use super::schedule::Schedule;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -404,6 +406,10 @@ pub struct Rule {
     pub dest_port: Values<PortRange>,
     /// `list domain`.
     pub domain: Values<DomainMatch>,
+    /// `option start_time` and those beside it; `None`: at any time.
+    pub schedule: Option<Schedule>,
+    /// False while its schedule does not let it match.
+    pub on: bool,
     /// `option outbound`.
     pub outbound: Target,
 }

@@ -43,7 +43,7 @@ fn errors_in(section: &str, lines: &str) -> Vec<String> {
     errors(&format!("{rest};{lines}"))
 }
 
-fn fine(text: &str) -> Config {
+pub(super) fn fine(text: &str) -> Config {
     match read(text) {
         Ok(config) => config,
         Err(errors) => panic!("{errors}"),

@@ -88,6 +88,24 @@ impl Engine {
         }
     }
 
+    /// Switches rules on and off as `moment` wants it. Live flows get them too: the game would go on.
+    pub fn keep_hours(&mut self, moment: &config::Moment) {
+        let before = self.config.hours();
+        if !self.config.keep_hours(moment) {
+            return;
+        }
+        self.policy.keep_hours(&self.config);
+        let now = self.tick();
+        let (tcp, udp, _, _, mut cx) = self.split(now);
+        let ended = tcp.reclassify(&mut cx);
+        udp.forget_all();
+        for (rule, _) in self.config.rules.iter().zip(before).filter(|(rule, before)| rule.on != *before) {
+            let name = rule.name.as_deref().map(|name| format!(" '{name}'")).unwrap_or_default();
+            log::info!("rule {}{name} {}", rule.number, if rule.on { "holds from now on" } else { "holds no more" });
+        }
+        log::info!("it ends {ended} TCP sessions");
+    }
+
     /// What a reload to `new` changes, in a person's words.
     fn differences(&self, new: &Config) -> Vec<String> {
         let (old, new) = (&without_lines(&self.config), &without_lines(new));
@@ -237,6 +255,6 @@ fn without_lines(config: &Config) -> Config {
     config.listeners.iter_mut().for_each(|section| section.line = 0);
     config.outbounds.iter_mut().for_each(|section| section.line = 0);
     config.sets.iter_mut().for_each(|section| section.line = 0);
-    config.rules.iter_mut().for_each(|section| section.line = 0);
+    config.rules.iter_mut().for_each(|section| (section.line, section.on) = (0, true));
     config
 }

@@ -20,6 +20,7 @@ use super::{Facts, ServerAddress, TABLE};
 use crate::config::domains::{FNV_BASIS, fnv1a};
 use crate::config::{AddressMatch, Backend, Config, Families, IpRange, Listener, Mark, Mode, OnFailure, Set};
 
+mod hours;
 pub(super) mod iptables;
 mod keep_source;
 mod narrowing;
@@ -164,6 +165,7 @@ impl<'a> Script<'a> {
         self.declare_router();
         self.declare_verdicts();
         self.declare_revising();
+        self.declare_hours();
         self.declare_one_arm();
         for (set, kind) in [(SERVERS4, "ipv4_addr"), (SERVERS6, "ipv6_addr")] {
             self.line(format_args!("add set inet {TABLE} {set} {{ type {kind} . inet_proto . inet_service; }}"));
@@ -219,6 +221,7 @@ impl<'a> Script<'a> {
                 list(&ports)
             ),
         );
+        self.hours();
         for name in self.all_devices() {
             self.rule("prerouting", format_args!(r#"iifname "{name}" meta l4proto {{ tcp, udp }} goto caught"#));
         }

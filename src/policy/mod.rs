@@ -93,6 +93,10 @@ pub struct Rule {
     dest_ip: Kind<Addresses>,
     dest_port: Kind<Ports>,
     domain: Kind<Domains>,
+    /// It has hours.
+    timed: bool,
+    /// They let it match now.
+    on: bool,
     target: Target,
 }
 
@@ -159,6 +163,8 @@ impl Policy {
             dest_ip: Addresses::kind(&listener.dest_ip, &config.sets),
             dest_port: Ports::kind(&listener.dest_port),
             domain: Domains::kind(&Values::default(), &[]),
+            timed: false,
+            on: true,
             target: Target::Direct,
         };
         Policy { rules: vec![rule], ..Policy::default() }
@@ -197,6 +203,14 @@ impl Policy {
             if let Some(same) = old.rules.iter().find(|o| o.number == rule.number && o.name == rule.name) {
                 rule.hits = same.hits;
             }
+        }
+    }
+
+    /// Switches rules on and off, as `config` has it, whose rules these are.
+    pub fn keep_hours(&mut self, config: &Config) {
+        let active = config.rules.iter().filter(|rule| rule.active);
+        for (rule, of) in self.rules.iter_mut().zip(active) {
+            rule.on = of.on;
         }
     }
 
@@ -279,6 +293,8 @@ impl Rule {
             dest_ip: Addresses::kind(&rule.dest_ip, sets),
             dest_port: Ports::kind(&rule.dest_port),
             domain: Domains::kind(&rule.domain, sets),
+            timed: rule.schedule.is_some(),
+            on: rule.on,
             target,
         }
     }
@@ -293,7 +309,8 @@ impl Rule {
             Proto::Udp => self.protos.udp,
         };
         let family = if flow.orig_dst.is_ipv4() { self.families.v4 } else { self.families.v6 };
-        proto
+        self.on
+            && proto
             && family
             && self.dest_port.matches(|ports| ports.contains(flow.orig_dst.port()))
             && self.src_port.matches(|ports| ports.contains(flow.client.port()))

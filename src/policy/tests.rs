@@ -23,6 +23,8 @@ fn any_rule(number: u32, outbound: Target) -> config::Rule {
         dest_ip: Values::default(),
         dest_port: Values::default(),
         domain: Values::default(),
+        schedule: None,
+        on: true,
         outbound,
     }
 }

@@ -163,6 +163,8 @@ impl Mending {
         engine: &Engine,
         rules: &mut Rules,
     ) -> Result<Step, Error> {
+        let mut next = next;
+        next.hours = engine.config().hours();
         let request = install_request(engine.config(), &next.facts);
         Ok(Step::Installing(rules.helper.submit(request)?, next, why))
     }

@@ -1,6 +1,7 @@
 //! The one room that says `unsafe` and `libc`: thin, checked doors to the kernel. Nothing here decides anything.
 #![allow(unsafe_code)]
 
+pub mod clock;
 pub mod dgram;
 pub mod errqueue;
 pub mod ingress;

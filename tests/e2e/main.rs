@@ -36,6 +36,7 @@ mod failures;
 mod faults;
 mod forward;
 mod groups;
+mod hours;
 mod integrity;
 mod iptables;
 mod keep_source;

@@ -48,8 +48,6 @@ f:23: set 'china': entry '192.0.2.0/33' has no prefix length of 0 to 32";
 #[test]
 fn what_a_later_build_has_is_refused_by_name() {
     for (section, lines, expected) in [
-        ("rule", "option start_time 21:30", "rule start_time '21:30'"),
-        ("rule", "option weekdays 'Mon Tue'", "rule weekdays 'Mon Tue'"),
         ("rule", "option rate 10M", "rule rate '10M'"),
         ("rule", "option quota 1G", "rule quota '1G'"),
         ("rule", "option quota_outbound drop", "rule quota_outbound 'drop'"),

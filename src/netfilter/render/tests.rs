@@ -281,6 +281,8 @@ fn rule(number: u32, outbound: Target) -> Rule {
         dest_ip: Values::default(),
         dest_port: Values::default(),
         domain: Values::default(),
+        schedule: None,
+        on: true,
         outbound,
     }
 }

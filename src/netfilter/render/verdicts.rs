@@ -83,7 +83,7 @@ impl<'a> Script<'a> {
             return;
         }
         let cfg = self.cfg;
-        for rule in cfg.rules.iter().filter(|rule| rule.active) {
+        for rule in cfg.rules.iter().filter(|rule| rule.active && rule.on) {
             let number = rule.number;
             for line in lines(cfg, self.facts, rule) {
                 self.rule(VERDICTS, format_args!(r#"{line} comment "rule {number}""#));
