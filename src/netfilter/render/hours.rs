@@ -49,7 +49,8 @@ impl Script<'_> {
         }
         self.places_passed_by(AGAIN);
         for index in 0..self.active.len() {
-            let (chain, active) = (self.again(index), &self.active[index]);
+            let chain = self.again(index);
+            let Some(active) = self.active.get(index) else { continue };
             let jumps: Vec<String> =
                 active.devices.iter().map(|name| format!(r#"iifname "{name}" jump {chain}"#)).collect();
             let mut rules = narrowing(self.cfg, active.listener, active.families);
