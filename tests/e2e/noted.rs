@@ -56,7 +56,7 @@ impl Noted {
             &format!("no-resolv\nno-hosts\nuser=root\npid-file=\nlisten-address=198.51.100.2\nbind-interfaces\n{ZONE}"),
         );
         let mut command = contained(&lab.server);
-        command.args(["dnsmasq", "--keep-in-foreground", "-C"]).arg(upstream);
+        command.args(["sh", "-c", "dnsmasq --keep-in-foreground -C \"$0\" & wait"]).arg(upstream);
         let upstream = Process::start(command);
         fs::create_dir(files.path().join("conf.d")).expect("a folder");
         let config = format!(
