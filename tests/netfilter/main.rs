@@ -12,15 +12,20 @@ mod verdicts;
 use std::io::Cursor;
 use std::path::Path;
 
-use tproxyd::config::{Config, Env, parse};
+use tproxyd::config::{Config, Env, Moment, Zone, parse};
 use tproxyd::netfilter::load::{self, Objects};
 use tproxyd::netfilter::{Facts, Installation, look, questions, render};
 
-/// A configuration from UCI text.
+/// 2026-01-01 12:00.
+const NOON: i64 = 1_767_268_800;
+
+/// A configuration from UCI text, at noon.
 fn config(text: &str) -> Config {
     let mut none = |_: &Path| Ok(Box::new(Cursor::new(Vec::new())) as Box<dyn std::io::BufRead>);
-    parse("test", text.as_bytes(), &Env { total_memory: 0, descriptors: u64::MAX }, &mut none)
-        .unwrap_or_else(|errors| panic!("{errors}"))
+    let mut config = parse("test", text.as_bytes(), &Env { total_memory: 0, descriptors: u64::MAX }, &mut none)
+        .unwrap_or_else(|errors| panic!("{errors}"));
+    config.keep_hours(&Moment { utc: NOON, zone: Zone::default() });
+    config
 }
 
 const PLAIN: &str = "

@@ -30,10 +30,15 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec((prop::bool::weighted(0.3), 0..4usize), 1..3)];
     (
         (protos, families, any_values(2), any_values(2), any_values(values), any_values(2)),
-        (any_values(PORTS.len()), any_values(values), any_values(PORTS.len()), domains, 0..reference::OUTBOUNDS.len()),
+        (any_values(PORTS.len()), any_values(values), any_values(PORTS.len()), domains),
+        (prop::option::weighted(0.3, 0..reference::HOURS.len()), 0..reference::OUTBOUNDS.len()),
     )
         .prop_map(
-            |((proto, family, device, network, src_ip, src_mac), (src_port, dest_ip, dest_port, domain, outbound))| {
+            |(
+                (proto, family, device, network, src_ip, src_mac),
+                (src_port, dest_ip, dest_port, domain),
+                (hours, outbound),
+            )| {
                 Rule {
                     proto,
                     family,
@@ -46,6 +51,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
                     dest_ip,
                     dest_port,
                     domain,
+                    hours,
                     outbound,
                 }
             },

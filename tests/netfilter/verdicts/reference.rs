@@ -21,6 +21,8 @@ pub(crate) struct Rule {
     pub(crate) dest_ip: Values,
     pub(crate) dest_port: Values,
     pub(crate) domain: Values,
+    /// One of [`HOURS`].
+    pub(crate) hours: Option<usize>,
     pub(crate) outbound: usize,
 }
 
@@ -81,6 +83,10 @@ pub(crate) fn domain_value(value: usize, name: Option<&str>) -> bool {
         _ => below("test"),
     }
 }
+
+/// From, until, and whether noon is between, which is when it is tried.
+pub(crate) const HOURS: [(&str, &str, bool); 4] =
+    [("11:00", "12:00:01", true), ("12:00", "11:00", true), ("13:00", "12:00", false), ("22:00", "06:00", false)];
 
 const MACS: [&str; 2] = ["02:00:00:00:00:00", "02:00:00:00:00:01"];
 const NETWORKS: [&str; 2] = ["zero", "one"];
@@ -144,7 +150,8 @@ fn matches(rule: &Rule, packet: &Packet, in_kernel: bool) -> Option<bool> {
     let proto = rule.proto == "any" || (rule.proto == "tcp") == packet.tcp;
     let family = rule.family == "any" || (rule.family == "ipv4") == packet.orig_dst.is_ipv4();
     let port = |values: &Values, port: u16| kind(values, true, |n| (PORTS[n].1..=PORTS[n].2).contains(&port));
-    let rest = proto
+    let rest = rule.hours.is_none_or(|n| HOURS[n].2)
+        && proto
         && family
         && kind(&rule.device, true, |n| n == packet.device)
         && kind(&rule.network, true, |n| n == packet.device)
@@ -254,6 +261,9 @@ config set 'names'\n\toption type 'domain'\n\toption entry 'b.example'\n",
         kind("dest_ip", &rule.dest_ip, &|n| VALUES[n].0);
         kind("dest_port", &rule.dest_port, &|n| PORTS[n].0);
         kind("domain", &rule.domain, &|n| DOMAINS[n]);
+        if let Some((start, stop, _)) = rule.hours.map(|n| HOURS[n]) {
+            let _ = writeln!(text, "\toption utc_time '1'\n\toption start_time '{start}'\n\toption stop_time '{stop}'");
+        }
     }
     text
 }
