@@ -16,7 +16,7 @@ use crate::daemon::{Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::process::{Process, TempDir};
 use crate::proxies::{HTTP_PORT, tinyproxy};
-use crate::sock::{PATIENCE, accept, connect, listen, until_listening};
+use crate::sock::{PATIENCE, accept, connect, listen};
 use crate::socks::{Manners, Socks};
 
 /// A type of outbound, or of interception.
@@ -88,7 +88,7 @@ impl Ground {
                 let mut command = lab.server.command("ss-server");
                 command.args(["-s", &server, "-p", "8388", "-k", "secret", "-m", "aes-128-gcm", "-u", "-t", "60"]);
                 proxy = Some(Process::start(command));
-                until_listening(&lab.server, SocketAddr::new(family.proxy(), 8_388));
+                crate::sock::until_listening(&lab.server, SocketAddr::new(family.proxy(), 8_388));
                 served("shadowsocks", 8_388).outbound(&[("method", "aes-128-gcm"), ("password", "secret")])
             }
         };
