@@ -33,7 +33,9 @@ fn the_status_tells_rules_without_traffic_from_traffic() {
     assert!(!daemon.command("status", &[]).contains("no packet"));
 
     lab.router.tool("nft", &["delete", "table", "inet", "tproxyd"], "");
-    assert_eq!(daemon.status().at("listeners.0.packets"), &Json::Null);
+    // not those of before: none to count, or mended already and nothing counted yet
+    let packets = daemon.status().at("listeners.0.packets").clone();
+    assert!(packets == Json::Null || packets == Json::Number(0.0), "{packets}");
 }
 
 #[test]
