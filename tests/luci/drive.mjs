@@ -258,6 +258,16 @@ const PRESETS = [
         equal(await get('203.0.113.10'), 'hello ::ffff:198.51.100.1', 'another name, direct');
         equal(await get('203.0.113.10', '/', 'chosen.example'), 'hello ::ffff:203.0.113.10', 'the name, by the proxy');
     }],
+    ['night', async (page) => {
+        // a night that began an hour ago and ends in an hour; the daemon's zone is this machine's
+        const hour = (offset) => new Date(Date.now() + offset * 3_600_000).toTimeString().slice(0, 5);
+        await page.type('[name="guide-start"]', hour(-1));
+        await page.type('[name="guide-stop"]', hour(1));
+        await page.click('[name="guide-device"]');
+    }, async () => {
+        await get('203.0.113.10').then(() => check(false, 'it was not blocked'), () => {});
+        equal(status().rules[0].outbound, 'reject', 'the rule');
+    }],
     ['devices', (page) => page.click('[name="guide-device"]'), async () => equal(await get('203.0.113.10'), 'hello ::ffff:203.0.113.10', 'this device, by the proxy')],
 ];
 
