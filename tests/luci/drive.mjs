@@ -296,6 +296,8 @@ test('the country of a preset is fetched, and its list is shown with entries and
     await page.type('[name="guide-list"]', 'http://203.0.113.10/country');
     await page.click('#tproxyd-enable');
     await until(status, 'the daemon to run');
+    // LuCI asks once more whether the router can still be reached, and then opens the page anew
+    await page.untilSays('running', '#tproxyd-state');
     equal(status().sets[0].entries, 0, 'entries before');
     await go(page, 'sets');
     await page.press('Update now');
