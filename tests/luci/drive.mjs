@@ -294,10 +294,11 @@ test('the country of a preset is fetched, and its list is shown with entries and
     await page.type('[name="guide-port"]', '1080');
     await page.choose('[name="guide-preset"]', 'country');
     await page.type('[name="guide-list"]', 'http://203.0.113.10/country');
+    await page.value(`window.before = true`);
     await page.click('#tproxyd-enable');
     await until(status, 'the daemon to run');
     // LuCI asks once more whether the router can still be reached, and then opens the page anew
-    await page.untilSays('running', '#tproxyd-state');
+    await page.until(`window.before === undefined && document.querySelector('#tproxyd-state')`, 'the page to be opened anew');
     equal(status().sets[0].entries, 0, 'entries before');
     await go(page, 'sets');
     await page.press('Update now');
