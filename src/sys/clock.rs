@@ -35,7 +35,7 @@ impl Alarm {
         // SAFETY: integers only, for which zero is a value.
         let mut when: libc::itimerspec = unsafe { std::mem::zeroed() };
         // 0 would be "never", and 2038 is where a time_t of 32 bits ends
-        when.it_value.tv_sec = utc.map_or(0, |utc| utc.clamp(1, i32::MAX.into())) as libc::time_t;
+        when.it_value.tv_sec = utc.map_or(0, |utc| utc.clamp(1, i32::MAX.into())) as _;
         let flags = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
         // SAFETY: `when` lives over the call, and the old value is not asked for.
         cvt(unsafe { libc::timerfd_settime(self.0.as_raw_fd(), flags, &raw const when, std::ptr::null_mut()) })?;
