@@ -10,6 +10,7 @@ use crate::mirror::{Mirror, seen_by_udp};
 use crate::over_ways;
 use crate::passage::{Way, uci};
 use crate::sock::{PATIENCE, accept, connect, exchange, listen, receive, udp};
+use crate::told::leads_to_the_true_destination;
 
 fn keeping(way: Way, family: Family) -> Uci {
     uci(way, family).outbound(&[("keep_source", "1")])
@@ -107,14 +108,7 @@ over_ways!(a_kept_source_a_sent_header_and_an_accepted_one_agree, |way, family| 
             ("keep_source", "1"),
         ]);
         let _near = Daemon::start(&lab, &near);
-        let listener = listen(&lab.server, family.destination(80), 0);
-        let to = listener.local_addr().expect("bound");
-        let (mut client, mut server) = (connect(&lab.client, to), accept(&listener));
-        exchange(&mut client, &mut server, b"ask", b"answer");
-        exchange(&mut client, &mut server, &[5; 200_000], &[6; 200_000]);
-        let sessions = far.command("sessions", &["--json"]);
-        let own = client.local_addr().expect("bound").to_string();
-        assert!(sessions.contains(&own) && sessions.contains(&to.to_string()), "{sessions}");
+        leads_to_the_true_destination(&lab, family, &far);
         if version == "v2" {
             let server = udp(&lab.server, family.destination(9), 4_000);
             let to = server.local_addr().expect("bound");

@@ -269,6 +269,18 @@ over_ways!(plain_leads_to_the_fixed_server_and_nowhere_else, |_way, family| {
     assert_eq!(refusal(&lab.client, at_gate(family)), ErrorKind::ConnectionReset);
 }, v4 Direct V4, v6 Direct V6);
 
+/// A connection passes a pair of daemons whole, and the `far` one knows the client's own address and where it was going.
+pub fn leads_to_the_true_destination(lab: &Lab, family: Family, far: &Daemon) {
+    let listener = listen(&lab.server, family.destination(80), 0);
+    let to = listener.local_addr().expect("bound");
+    let (mut client, mut server) = (connect(&lab.client, to), accept(&listener));
+    exchange(&mut client, &mut server, b"ask", b"answer");
+    exchange(&mut client, &mut server, &[5; 200_000], &[6; 200_000]);
+    let sessions = far.command("sessions", &["--json"]);
+    let own = client.local_addr().expect("bound").to_string();
+    assert!(sessions.contains(&own) && sessions.contains(&to.to_string()), "{sessions}");
+}
+
 over_ways!(an_accelerator_pair_leads_to_the_true_destination, |_way, family| {
     for version in ["v1", "v2"] {
         let lab = Lab::new();
@@ -282,14 +294,7 @@ over_ways!(an_accelerator_pair_leads_to_the_true_destination, |_way, family| {
         let server = family.proxy().to_string();
         let near = Uci::new("forward").outbound(&[("server", &server), ("port", "9000"), ("send_proxy", version)]);
         let _near = Daemon::start(&lab, &near);
-        let listener = listen(&lab.server, family.destination(80), 0);
-        let to = listener.local_addr().expect("bound");
-        let (mut client, mut server) = (connect(&lab.client, to), accept(&listener));
-        exchange(&mut client, &mut server, b"ask", b"answer");
-        exchange(&mut client, &mut server, &[5; 100_000], &[6; 100_000]);
-        let sessions = far.command("sessions", &["--json"]);
-        let own = client.local_addr().expect("bound").to_string();
-        assert!(sessions.contains(&own) && sessions.contains(&to.to_string()), "{sessions}");
+        leads_to_the_true_destination(&lab, family, &far);
         if version == "v2" {
             let server = udp(&lab.server, family.destination(9), 4_000);
             let to = server.local_addr().expect("bound");

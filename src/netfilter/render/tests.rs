@@ -122,13 +122,18 @@ fn narrowed() -> Config {
     cfg
 }
 
-/// Compares with `tests/golden/NAME`; with `BLESS=1` in the environment writes it anew. Has nft load it.
-fn golden(name: &str, text: &str) {
+/// Compares with `tests/golden/NAME`; with `BLESS=1` in the environment writes it anew.
+fn compare(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, text).unwrap();
     }
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{} differs; BLESS=1 writes it anew", path.display());
+}
+
+/// As [`compare`], and nft loads it.
+fn golden(name: &str, text: &str) {
+    compare(name, text);
     loads(text);
 }
 

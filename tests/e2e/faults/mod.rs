@@ -115,8 +115,15 @@ impl Ground {
     }
 
     /// The daemon's processor time so far.
-    pub fn processor_time(&self) -> Duration {
+    fn processor_time(&self) -> Duration {
         processor_time(&self.daemon)
+    }
+
+    /// How much of a second the daemon worked while it had nothing to do but wait.
+    pub fn spun(&self) -> Duration {
+        let before = self.processor_time();
+        std::thread::sleep(Duration::from_secs(1));
+        self.processor_time() - before
     }
 
     /// Lets the daemon have that many descriptors beside those that it has.

@@ -11,13 +11,6 @@ use super::{Exit, Ground};
 use crate::lab::Family;
 use crate::sock::{accept, connect, exchange, read_n, receive, refusal, udp};
 
-/// How much of a second the daemon worked while it had nothing to do but wait for better times.
-fn spun(ground: &Ground) -> Duration {
-    let before = ground.processor_time();
-    thread::sleep(Duration::from_secs(1));
-    ground.processor_time() - before
-}
-
 #[test]
 fn without_a_descriptor_for_the_client_accepting_pauses_and_nothing_spins() {
     let ground = Ground::new(Exit::Direct, |uci| uci);
@@ -27,7 +20,7 @@ fn without_a_descriptor_for_the_client_accepting_pauses_and_nothing_spins() {
     ground.leave_descriptors(0);
     let mut waiting: Vec<_> = (0..20).map(|_| connect(&ground.lab.client, at)).collect();
     ground.daemon.process().wait_for_line(&["accept at listener 'lan'", "it pauses"]);
-    let worked = spun(&ground);
+    let worked = ground.spun();
     assert!(worked < Duration::from_millis(300), "it worked {worked:?} of a second");
     exchange(&mut old, &mut its_server, b"a live one", b"goes on");
     ground.give_descriptors_back();
@@ -47,7 +40,7 @@ fn without_a_descriptor_for_the_server_the_client_is_reset_and_the_next_is_serve
     for _ in 0..10 {
         assert_eq!(refusal(&ground.lab.client, at), ErrorKind::ConnectionReset);
     }
-    let worked = spun(&ground);
+    let worked = ground.spun();
     assert!(worked < Duration::from_millis(300), "it worked {worked:?} of a second");
     ground.give_descriptors_back();
     let (mut client, mut server) = ground.join(&listener, at);
@@ -78,7 +71,7 @@ fn without_a_descriptor_for_a_flow_its_datagrams_are_counted_and_later_ones_pass
     let socket = udp(&ground.lab.client, Family::V4.client(), 0);
     ground.leave_descriptors(0);
     socket.send_to(b"lost", echo.local_addr().expect("bound")).expect("send");
-    let worked = spun(&ground);
+    let worked = ground.spun();
     assert!(worked < Duration::from_millis(300), "it worked {worked:?} of a second");
     ground.give_descriptors_back();
     ground.daemon.status_until("it is counted", |status| status.number("drops.no_descriptor") == 1);
@@ -137,7 +130,7 @@ fn when_the_helper_is_killed_all_goes_on_and_a_restart_mends_it() {
     exchange(&mut client, &mut server, b"still", b"here");
     let (mut new, mut its_server) = ground.join(&listener, at);
     exchange(&mut new, &mut its_server, b"new", b"too");
-    let worked = spun(&ground);
+    let worked = ground.spun();
     assert!(worked < Duration::from_millis(300), "it worked {worked:?} of a second");
     // nobody is left who would take the rules away: that is what `clear`, or the next start, is for
     ground.daemon.process().signal(Signal::SIGTERM);
