@@ -10,7 +10,7 @@ use crate::mirror::{Mirror, seen_by_tcp, seen_by_udp};
 use crate::ns::Namespace;
 use crate::over_ways;
 use crate::passage::uci;
-use crate::sock::{PATIENCE, try_connect, udp};
+use crate::sock::{PATIENCE, receive, try_connect, udp};
 
 /// Long enough for a datagram to arrive that should not.
 const BRIEF: Duration = Duration::from_millis(250);
@@ -43,6 +43,32 @@ over_ways!(a_zone_whose_input_is_rejected_is_relayed_and_gets_nowhere_else, |way
         let socket = udp(&guest, family.second_client(), 0);
         seen_by_udp(&socket, forbidden, BRIEF).expect_err("rejected");
     }
+}, tproxy_v4 Direct V4, tproxy_v6 Direct V6, redirect_v4 Redirect V4, redirect_v6 Redirect V6);
+
+// Connection tracking calls a flow new until it is answered, and chains of type nat see its first packet only.
+over_ways!(a_zone_whose_input_is_rejected_lets_all_packets_in_that_come_before_the_first_answer, |way, family| {
+    let lab = Lab::new();
+    lab.firewall();
+    let guest = lab.second_client();
+    let server = udp(&lab.server, family.destination(1), 4_000);
+    let _daemon = Daemon::start(&lab, &device(uci(way, family), "lan0 lan1"));
+    let socket = udp(&guest, family.second_client(), 0);
+    for n in 0..8 {
+        socket.send_to(&[n], server.local_addr().expect("bound")).expect("send");
+        assert_eq!(receive(&server).0, [n]);
+    }
+}, tproxy_v4 Direct V4, tproxy_v6 Direct V6, redirect_v4 Redirect V4, redirect_v6 Redirect V6);
+
+over_ways!(a_zone_that_rejects_even_what_is_established_is_relayed, |way, family| {
+    let lab = Lab::new();
+    lab.firewall();
+    let guest = lab.second_client();
+    let rules = "insert rule inet fw4 input iifname lan1 meta l4proto { tcp, udp } reject
+        insert rule inet fw4 input meta mark & 0x03000000 == 0x01000000 accept";
+    lab.router.tool("nft", &["-f", "-"], rules);
+    let far = Mirror::start(&lab.server, family.destination(80));
+    let _daemon = Daemon::start(&lab, &device(uci(way, family), "lan0 lan1"));
+    assert_eq!(seen(&guest, far.at), [family.router_wan(); 2]);
 }, tproxy_v4 Direct V4, tproxy_v6 Direct V6, redirect_v4 Redirect V4, redirect_v6 Redirect V6);
 
 over_ways!(port_forwards_and_hairpins_work_on, |way, family| {

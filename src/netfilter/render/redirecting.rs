@@ -25,6 +25,8 @@ impl<'a> Script<'a> {
         self.line(format_args!("add chain inet {TABLE} dstnat {base}"));
         let base = "{ type filter hook output priority raw; policy accept; }";
         self.line(format_args!("add chain inet {TABLE} untracked {base}"));
+        let base = "{ type filter hook input priority mangle; policy accept; }";
+        self.line(format_args!("add chain inet {TABLE} input {base}"));
         for index in self.left_alone() {
             let Some(name) = self.active.get(index).map(|active| active.listener.name.clone()) else { continue };
             self.line(format_args!("add chain inet {TABLE} left_{name}"));
@@ -56,10 +58,15 @@ impl<'a> Script<'a> {
             }
             asked.push(jump);
         }
-        // A datagram in the name of somebody the client never spoke to: tracked, the client's answer would be a reply, which
-        // no nat chain sees. Those in the names of others are sent by the listener itself.
         let own = matches_mark("meta mark", self.cfg.globals.self_mark);
         if self.purpose == Purpose::Run {
+            // For those who let what is ours through their `input`: the chains of type nat mark the first packet only, and a
+            // flow counts as new until it is answered.
+            let mark = self.cfg.globals.mark;
+            let (ours, marked) = (matches_mark("ct mark", mark), sets_mark("meta mark", mark));
+            self.rule("input", format_args!("ct status dnat ct direction original {ours} {marked}"));
+            // A datagram in the name of somebody the client never spoke to: tracked, the client's answer would be a reply, which
+            // no nat chain sees. Those in the names of others are sent by the listener itself.
             let of_datagrams = self.by(Mode::Redirect).filter(|active| active.wants("udp"));
             let answered: Vec<String> =
                 of_datagrams.flat_map(|active| &active.devices).map(|d| d.to_string()).collect();

@@ -24,6 +24,10 @@ impl Tables<'_, '_> {
                 }
             }
         }
+        // The chains of nat mark the first packet only, and a flow counts as new until it is answered.
+        self.hook(MANGLE, "INPUT", "marked");
+        let known = format!("-m conntrack --ctstate DNAT --ctdir ORIGINAL {}", matches("connmark", self.mark()));
+        self.rule(MANGLE, "marked", For::Both, format_args!("{known} {}", sets("MARK", self.mark())));
         // A datagram in the name of somebody the client never spoke to: tracked, its answer would be a reply, which no nat
         // chain sees.
         if !untracked.is_empty() {
