@@ -1,5 +1,6 @@
 //! What is peculiar to mode redirect: translated flows, and the daemon's dependence on connection tracking.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::lifecycle::{relayed, state};
 use crate::mirror::{Mirror, seen_by_tcp, seen_by_udp};
 use crate::over_ways;
 use crate::passage::{Passage, Way, uci};
-use crate::sock::{PATIENCE, receive, try_connect, udp};
+use crate::sock::{PATIENCE, receive, refusal, udp};
 
 over_ways!(after_connection_tracking_forgot_everything_datagrams_still_reach_whom_they_are_for, |way, family| {
     let passage = Passage::open(way, family);
@@ -118,8 +119,7 @@ fn who_speaks_to_the_port_itself_gets_nowhere() {
     let daemon = Daemon::start(&lab, &uci(Way::Redirect, Family::V4));
     let port = SocketAddr::new("192.168.1.1".parse().expect("an address"), 2_333);
     // Strangers are dropped by rule; the router itself can reach the port, and is turned away.
-    let mut stream = try_connect(&lab.router, port).expect("the port is open");
-    crate::sock::expect_reset(&mut stream);
+    assert_eq!(refusal(&lab.router, port), ErrorKind::ConnectionReset);
     assert_eq!(daemon.status().number("drops.not_intercepted"), 1);
 }
 

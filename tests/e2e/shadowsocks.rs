@@ -10,7 +10,9 @@ use crate::chance::Chance;
 use crate::daemon::{Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::process::Process;
-use crate::sock::{accept, connect, exchange, expect_reset, listen, read_all, read_n, receive, udp, until_listening};
+use crate::sock::{
+    accept, connect, exchange, expect_reset, listen, read_all, read_n, receive, refusal, udp, until_listening,
+};
 
 const PORT: u16 = 8_388;
 
@@ -186,8 +188,7 @@ fn a_wrong_password_a_dead_server_and_one_that_dies_in_mid_transfer_end_the_clie
     }
     drop((client, far));
     daemon.wait_idle();
-    let mut refused = connect(&lab.client, to);
-    expect_reset(&mut refused);
+    assert_eq!(refusal(&lab.client, to), ErrorKind::ConnectionReset);
     daemon.process().wait_for_line(&["198.51.100.2:8388", "refused"]);
     daemon.stop();
     // what answers in another key than ours is no answer
