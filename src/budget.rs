@@ -10,6 +10,7 @@ use crate::session::outbound::OUTBOUNDS_MAX;
 use crate::session::spares::Spares;
 use crate::session::{outbound, redirect, tcp, udp};
 use crate::stats::Stats;
+use crate::store::meters::Meters;
 use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::store::shares::Shares;
@@ -73,7 +74,10 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + Checks::MEMORY
         + Spares::MEMORY
         + control::MEMORY_MAX;
-    let variable = SET_COPIES * sets(config) + COPIES * sections(config) + lines_for_dnsmasq(config);
+    // untouched, and so without memory, before the first of such a flow
+    let measures = config.rules.iter().any(Rule::is_limited);
+    let meters = if measures { Meters::memory_max(tables.tcp + tables.udp) } else { 0 };
+    let variable = meters + SET_COPIES * sets(config) + COPIES * sections(config) + lines_for_dnsmasq(config);
     (fixed + variable + STACK + HELPER + REST) as u64 + mapped_files
 }
 

@@ -21,6 +21,7 @@ use crate::session::udp::Udp;
 use crate::session::{Cx, Owner, Readiness, Words};
 use crate::stats::Stats;
 use crate::stats::events::{Events as EventLog, Kind};
+use crate::store::meters::Meters;
 use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::store::shares::Shares;
@@ -127,6 +128,7 @@ pub struct Engine {
     names: Names,
     origins: Origins,
     shares: Shares,
+    meters: Meters,
     /// Live flows are to be looked at once the new rules are complete.
     reclassify_due: bool,
     /// The listeners were asked to tell devices.
@@ -183,6 +185,7 @@ impl Engine {
             names: Names::new((globals.tcp_sessions + globals.udp_sessions) as usize),
             origins: Origins::new(neighbours::all),
             shares: Shares::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
+            meters: Meters::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
             told_devices: false,
             reclassify_due: false,
             kernel_hits: RefCell::default(),
@@ -493,6 +496,7 @@ impl Engine {
             names: &mut self.names,
             origins: &mut self.origins,
             shares: &mut self.shares,
+            meters: &mut self.meters,
             sniff_timeout: self.config.globals.sniff_timeout,
             self_mark: self.config.globals.self_mark.value,
             listener: 0,

@@ -38,11 +38,15 @@ pub enum Drop {
     Loop,
     /// A connection or datagram of a client that has as many sessions and flows as one client may have.
     ClientSessions,
+    /// A datagram beyond the `rate` of its rule.
+    Rate,
+    /// A connection or datagram of a client whose `rate` nobody could watch: the table of clients was full.
+    Unmeasured,
 }
 
 impl Drop {
     /// All, in order of their numbers.
-    pub const ALL: [Drop; 14] = [
+    pub const ALL: [Drop; 16] = [
         Drop::NotIntercepted,
         Drop::NoDestination,
         Drop::TooLarge,
@@ -57,6 +61,8 @@ impl Drop {
         Drop::NoGreeting,
         Drop::Loop,
         Drop::ClientSessions,
+        Drop::Rate,
+        Drop::Unmeasured,
     ];
 
     /// The name in `status`.
@@ -76,6 +82,8 @@ impl Drop {
             Drop::NoGreeting => "no_greeting",
             Drop::Loop => "loop",
             Drop::ClientSessions => "client_sessions",
+            Drop::Rate => "rate",
+            Drop::Unmeasured => "unmeasured",
         }
     }
 }

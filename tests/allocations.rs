@@ -9,7 +9,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
-use tproxyd::policy::Policy;
+use tproxyd::config::{Env, parse};
+use tproxyd::policy::{Flow, Limits, Policy, Proto};
 use tproxyd::resolve::{Resolver, ServersSource};
 use tproxyd::session::origin::Origins;
 use tproxyd::session::outbound::Outbounds;
@@ -20,6 +21,7 @@ use tproxyd::session::tcp::Tcp;
 use tproxyd::session::udp::Udp;
 use tproxyd::session::{Cx, Owner, Readiness};
 use tproxyd::stats::Stats;
+use tproxyd::store::meters::{Allowance, Meters};
 use tproxyd::store::names::Names;
 use tproxyd::store::pool::Pool;
 use tproxyd::store::shares::Shares;
@@ -73,6 +75,15 @@ struct Lab {
     names: Names,
     origins: Origins,
     shares: Shares,
+    meters: Meters,
+}
+
+/// All goes out directly and is measured, at a rate that nobody reaches.
+fn measuring() -> Policy {
+    let text = "config rule\n\toption outbound 'direct'\n\toption rate '100000G'\n";
+    let env = Env { total_memory: 0, descriptors: u64::MAX };
+    let config = parse("f", text.as_bytes(), &env, &mut |_| Err(ErrorKind::NotFound.into())).unwrap();
+    Policy::new(&config, &[])
 }
 
 impl Lab {
@@ -95,12 +106,13 @@ impl Lab {
                 (true, true),
                 Owner::Process(256).token(),
             ),
-            policy: Policy::default(),
+            policy: measuring(),
             replies: Replies::open(true, false, 0).expect("raw sockets need root, or unshare -Urn"),
             stats: Stats::default(),
             names: Names::new(128),
             origins: Origins::new(|| Ok(Vec::new())),
             shares,
+            meters: Meters::new(128, 7),
         }
     }
 
@@ -119,6 +131,7 @@ impl Lab {
             names: &mut self.names,
             origins: &mut self.origins,
             shares: &mut self.shares,
+            meters: &mut self.meters,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,
@@ -155,11 +168,15 @@ impl Lab {
             names: &mut self.names,
             origins: &mut self.origins,
             shares: &mut self.shares,
+            meters: &mut self.meters,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,
         };
-        self.tcp.open(near.into(), flow, 0, None, &mut cx);
+        let verdict = cx.policy.decide(&Flow::new(Proto::Tcp, flow.0, flow.1));
+        let Limits { rule, rate } = verdict.limits.unwrap();
+        let meter = cx.meters.take(Allowance { rule, rate }, flow.0.ip(), None, cx.now).unwrap();
+        self.tcp.open(near.into(), flow, (0, meter), verdict.rule, &mut cx);
     }
 
     /// Takes what waits at `gate` as intercepted on its way to `orig_dst`.
@@ -177,6 +194,7 @@ impl Lab {
             names: &mut self.names,
             origins: &mut self.origins,
             shares: &mut self.shares,
+            meters: &mut self.meters,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,

@@ -32,6 +32,9 @@ pub(super) fn decides(cfg: &Config, flow: &Flow<'_>) -> &'static str {
             Some(Outcome::Matches) if partly => {
                 return "The process decides, when the flow begins: a set is larger than kernel_set_max.";
             }
+            Some(Outcome::Matches) if rule.is_limited() => {
+                return "The process decides, when the flow begins: the rule limits what a client moves.";
+            }
             Some(Outcome::Matches) => return of(verdict::of_rule(cfg, early_reject, rule)),
             Some(Outcome::Depends(_)) => return "Whether the kernel decides by itself depends on that, too.",
             Some(Outcome::No(_)) | None => {}

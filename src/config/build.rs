@@ -318,6 +318,7 @@ fn rule(section: &Checked<'_>, names: &Names, sets: &[Set], report: &mut Report<
         domain: names.domains(section, "domain", report),
         schedule: schedule(section, report),
         on: true,
+        rate: section.number("rate"),
         outbound: names.target(section, "outbound", Target::Reject, report),
     };
     cross::families_that_meet(section, "src_ip", rule.families, &rule.src_ip, report);

@@ -410,6 +410,15 @@ pub struct Rule {
     pub schedule: Option<Schedule>,
     /// False while its schedule does not let it match.
     pub on: bool,
+    /// `option rate`: bits per second for each client, each way.
+    pub rate: Option<u64>,
     /// `option outbound`.
     pub outbound: Target,
+}
+
+impl Rule {
+    /// It allows each client only so much.
+    pub fn is_limited(&self) -> bool {
+        self.rate.is_some()
+    }
 }

@@ -233,7 +233,7 @@ const RULE: &[Opt] = &[
     opt("stop_time", Kind::Clock, "", "until this time of day; may be past midnight"),
     opt("weekdays", Kind::Weekday, "", "on these days").many(),
     opt("utc_time", Kind::Flag, "0", "times are UTC, not local"),
-    opt("rate", Kind::Rate, "", "bits per second for each client, each way").later(),
+    opt("rate", Kind::Rate, "", "bits per second for each client, each way"),
     opt("quota", Kind::Size(1, u64::MAX), "", "bytes for each client in a period").later(),
     opt("quota_period", Kind::Word(&[has("day"), has("month")]), "month", "what the quota is for").later(),
     opt("quota_outbound", Kind::Outbound, "reject", "where flows go when it is used up").later(),

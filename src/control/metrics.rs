@@ -228,6 +228,18 @@ const FAMILIES: &[Family] = &[
         Samples::Single(|totals, _| totals.destinations_evicted),
     ),
     family(
+        "tproxyd_meters",
+        GAUGE,
+        "Clients of rules with a rate that are measured.",
+        Samples::Single(|totals, _| totals.meters.0 as u64),
+    ),
+    family(
+        "tproxyd_meters_refused_total",
+        COUNTER,
+        "Flows of such rules that were refused since their client was one too many.",
+        Samples::Single(|totals, _| totals.meters_refused),
+    ),
+    family(
         "tproxyd_accept_paused_total",
         COUNTER,
         "How often accepting paused because descriptors or kernel memory had run out.",

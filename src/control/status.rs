@@ -211,6 +211,9 @@ fn tables(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
     let (used, limit) = totals.names;
     let refused = totals.names_refused;
     numbers(json, &[("used", used as u64), ("limit", limit as u64), ("refused", refused)])?;
+    json.key("meters")?;
+    let ((used, limit), refused) = (totals.meters, totals.meters_refused);
+    numbers(json, &[("used", used as u64), ("limit", limit as u64), ("refused", refused)])?;
     json.number_member("nameless", stats.nameless)?;
     json.number_member("no_mac", totals.no_mac)?;
     json.number_member("accept_paused", stats.accept_paused)?;

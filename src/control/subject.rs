@@ -89,6 +89,10 @@ pub struct Totals {
     pub no_mac: u64,
     /// Names for which there was no room, so that nobody sees them.
     pub names_refused: u64,
+    /// Clients of rules with a rate: how many are measured, and how many can be.
+    pub meters: (usize, usize),
+    /// Flows of such rules that were refused because one more could not be.
+    pub meters_refused: u64,
     /// Most descriptors that the process may have open.
     pub descriptors: u64,
     /// Warnings and errors since the start.

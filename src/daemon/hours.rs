@@ -1,6 +1,6 @@
 //! Rules with hours: at each boundary, and when the clock is set, they are switched, in the process and in the kernel.
 
-use crate::config::{Config, Moment, load};
+use crate::config::{Moment, load};
 use crate::error::Error;
 use crate::event_loop::{Engine, number};
 use crate::reload::{Reload, Rules};
@@ -34,13 +34,7 @@ impl Hours {
     }
 
     /// True if the answer to that request was for this.
-    pub(super) fn answered<T>(
-        &mut self,
-        number: u32,
-        answer: &Result<T, Error>,
-        rules: &mut Rules,
-        config: &Config,
-    ) -> bool {
+    pub(super) fn answered<T>(&mut self, number: u32, answer: &Result<T, Error>, rules: &mut Rules) -> bool {
         if self.awaited != Some(number) {
             return false;
         }
@@ -48,10 +42,7 @@ impl Hours {
         // a reload may have come between
         self.due = true;
         match answer {
-            Ok(_) => {
-                log::info!("the rules in the kernel are those of this hour");
-                rules.hours_followed(config);
-            }
+            Ok(_) => log::info!("the rules in the kernel are those of this hour"),
             Err(error) => {
                 rules.forget_hours();
                 self.late(error);

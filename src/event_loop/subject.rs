@@ -46,6 +46,8 @@ impl Subject for Engine {
             names: self.names.usage(),
             names_refused: self.names.refused(),
             no_mac: self.origins.unknown(),
+            meters: self.meters.usage(),
+            meters_refused: self.meters.refused(),
         }
     }
 

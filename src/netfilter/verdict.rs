@@ -17,8 +17,12 @@ pub enum By {
 }
 
 /// What a rule comes to for TCP and UDP, for flows of which its other conditions leave no doubt.
-/// With plain values of `domain` only the process can tell, unless dnsmasq notes the addresses of just those names.
+/// With plain values of `domain` only the process can tell, unless dnsmasq notes the addresses of just those names. Only the
+/// process measures what a client moves.
 pub fn of_rule(cfg: &Config, early_reject: bool, rule: &Rule) -> [By; 2] {
+    if rule.is_limited() {
+        return [By::Process; 2];
+    }
     if !rule.domain.plain.is_empty() && !Named::of(cfg, rule).is_some_and(|named| named.certain) {
         return [By::Process; 2];
     }

@@ -59,6 +59,17 @@ pub struct Verdict {
     pub target: Target,
     /// N of `@rule[N]`; `None`: no rule matched, `option default` decided.
     pub rule: Option<u16>,
+    /// What the rule allows to each client; `None`: as much as it likes.
+    pub limits: Option<Limits>,
+}
+
+/// What a rule allows to each client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tells the rule from the others: its number and its name.
+    pub rule: u64,
+    /// Bits per second, each way.
+    pub rate: u64,
 }
 
 /// The compiled rule list.
@@ -98,6 +109,7 @@ pub struct Rule {
     /// They let it match now.
     on: bool,
     target: Target,
+    limits: Option<Limits>,
 }
 
 /// Says in a log line which rule decided: `by rule 3`, `by default`.
@@ -166,6 +178,7 @@ impl Policy {
             timed: false,
             on: true,
             target: Target::Direct,
+            limits: None,
         };
         Policy { rules: vec![rule], ..Policy::default() }
     }
@@ -250,7 +263,8 @@ impl Policy {
         let rule = index.map(|index| &self.rules[index]);
         let chosen = rule.map(|rule| rule.target).or(self.default).unwrap_or(Target::Direct);
         let target = self.carried(flow.proto, chosen);
-        (Verdict { target, rule: rule.map(|rule| rule.number as u16) }, index)
+        let limits = rule.and_then(|rule| rule.limits);
+        (Verdict { target, rule: rule.map(|rule| rule.number as u16), limits }, index)
     }
 
     /// Follows `udp_outbound` while the outbound does not carry the protocol. The configuration has no circles; the bound is
@@ -296,6 +310,7 @@ impl Rule {
             timed: rule.schedule.is_some(),
             on: rule.on,
             target,
+            limits: rule.rate.map(|rate| Limits { rule: told_apart(rule), rate }),
         }
     }
 
@@ -328,6 +343,13 @@ impl Rule {
             self.src_mac.is_empty() || flow.mac.is_some_and(|mac| self.src_mac.matches(|macs| macs.contains(mac)));
         by_mac && by_device(&self.device) && by_device(&self.network)
     }
+}
+
+/// FNV-1a over number and name.
+fn told_apart(rule: &config::Rule) -> u64 {
+    let number = rule.number.to_be_bytes();
+    let octets = number.into_iter().chain(rule.name.iter().flat_map(|name| name.bytes()));
+    octets.fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Whether the outbound at `place`, or a member of that group, says names to its proxy.

@@ -24,6 +24,7 @@ fn any_rule(number: u32, outbound: Target) -> config::Rule {
         dest_port: Values::default(),
         domain: Values::default(),
         schedule: None,
+        rate: None,
         on: true,
         outbound,
     }
@@ -56,16 +57,19 @@ fn the_first_rule_that_matches_wins_and_is_counted() {
     let mut policy = policy(vec![video, rest], Target::Direct);
     assert_eq!(
         policy.decide_and_count(&tcp_to("203.0.113.9:443")),
-        Verdict { target: Target::Outbound(3), rule: Some(0) }
+        Verdict { target: Target::Outbound(3), rule: Some(0), limits: None }
     );
-    assert_eq!(policy.decide_and_count(&tcp_to("203.0.113.9:80")), Verdict { target: Target::Reject, rule: Some(2) });
+    assert_eq!(
+        policy.decide_and_count(&tcp_to("203.0.113.9:80")),
+        Verdict { target: Target::Reject, rule: Some(2), limits: None }
+    );
     assert_eq!(policy.rules().iter().map(|rule| rule.hits).collect::<Vec<_>>(), [1, 1]);
 }
 
 #[test]
 fn without_a_match_the_default_decides() {
     let policy = policy(Vec::new(), Target::Drop);
-    assert_eq!(policy.decide(&tcp_to("203.0.113.9:443")), Verdict { target: Target::Drop, rule: None });
+    assert_eq!(policy.decide(&tcp_to("203.0.113.9:443")), Verdict { target: Target::Drop, rule: None, limits: None });
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::proto::proxy_header;
 use crate::proto::socks5_udp::{self, UdpSource};
 use crate::stats::{Drop, Stats};
 use crate::store::endpoint::Endpoint;
+use crate::store::meters::Meter;
 use crate::store::names::NameSlot;
 use crate::store::pool::Chunk;
 use crate::store::slab::Key;
@@ -51,6 +52,8 @@ pub struct Mapping {
     /// Place of the listener that took its first datagram.
     pub(super) listener: u8,
     pub(super) rule: Option<u16>,
+    /// What its rule lets it move.
+    pub(super) meter: Meter,
     /// The name that the flow which began it asked for, where it was looked for and found.
     pub(super) name: Option<NameSlot>,
     pub(super) started: Tick,
@@ -158,7 +161,10 @@ impl Mapping {
                 _ => return cx.stats.drop(Drop::Malformed),
             },
         };
-        replies.push((slot, start, payload.len() - start), from, self.client, cx.stats);
+        let len = payload.len() - start;
+        if cx.admits(&self.meter, false, len) {
+            replies.push((slot, start, len), from, self.client, cx.stats);
+        }
     }
 
     /// Tells the client what ICMP said about its datagrams.

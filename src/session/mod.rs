@@ -11,6 +11,7 @@ mod greet;
 pub mod intercept;
 pub mod loops;
 pub mod mapping;
+mod metered;
 pub mod origin;
 pub mod outbound;
 pub mod pipes;
@@ -33,6 +34,7 @@ use crate::policy::Policy;
 use crate::resolve::Resolver;
 use crate::stats::events::Kind;
 use crate::stats::{Drop, Stats};
+use crate::store::meters::Meters;
 use crate::store::names::Names;
 use crate::store::pool::Pool;
 use crate::store::shares::{Share, Shares};
@@ -74,6 +76,8 @@ pub struct Cx<'a> {
     pub origins: &'a mut Origins,
     /// How many sessions and flows each client has.
     pub shares: &'a mut Shares,
+    /// What the clients of rules with a rate move.
+    pub meters: &'a mut Meters,
     /// How long names are looked for.
     pub sniff_timeout: Duration,
     /// fwmark of the daemon's own packets.

@@ -93,7 +93,10 @@ pub enum Pause {
 }
 
 /// Most bytes that one direction moves in one turn, so that a greedy stream starves no one.
-const TURN: usize = 4 * CHUNK;
+pub const TURN: u64 = 4 * CHUNK as u64;
+
+/// But never fewer at once.
+const LEAST: u64 = 1024;
 
 impl End {
     /// An end that was accepted, and inherited its options from the listener.
@@ -217,12 +220,12 @@ const SMALL: usize = 8 * 1024;
 /// Splices in a row that are small before a direction gives its pipe back.
 const SMALL_SPLICES: u8 = 8;
 
-/// Moves what can be moved from `source` to `sink`.
-pub fn pump(source: &mut End, sink: &mut End, tools: &mut Tools<'_>) -> Pause {
+/// Moves what can be moved from `source` to `sink`, and `most` bytes at most or little more.
+pub fn pump(source: &mut End, sink: &mut End, most: u64, tools: &mut Tools<'_>) -> Pause {
     let (Some(from), Some(to)) = (source.fd.take(), sink.fd.take()) else {
         return Pause::WouldBlock;
     };
-    let pause = pump_between(source, sink, from.as_fd(), to.as_fd(), tools);
+    let pause = pump_between(source, sink, (from.as_fd(), to.as_fd()), most, tools);
     (source.fd, sink.fd) = (Some(from), Some(to));
     pause
 }
@@ -230,8 +233,8 @@ pub fn pump(source: &mut End, sink: &mut End, tools: &mut Tools<'_>) -> Pause {
 fn pump_between(
     source: &mut End,
     sink: &mut End,
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
+    (from, to): (BorrowedFd<'_>, BorrowedFd<'_>),
+    most: u64,
     tools: &mut Tools<'_>,
 ) -> Pause {
     let before = sink.sent;
@@ -245,16 +248,19 @@ fn pump_between(
         if !source.readable || !sink.writable {
             return Pause::WouldBlock;
         }
-        if sink.sent - before >= TURN as u64 {
+        let left = most.saturating_sub(sink.sent - before);
+        if left == 0 {
             return Pause::Spent;
         }
-        if source.unread == Unread::Limited && sink.sent >= TAKEN {
+        // of a call for less than this its cost would be the larger part
+        let left = left.max(LEAST) as usize;
+        if source.unread == Unread::Limited && sink.sent >= TAKEN && most == TURN {
             source.unread = Unread::Lifted;
             lift_unread_limit(from);
         }
-        let moved = match splice(source, sink, from, tools.pipes) {
+        let moved = match splice(source, sink, from, left, tools.pipes) {
             Some(pause) => pause,
-            None => copy(source, sink, from, to, tools),
+            None => copy(source, sink, (from, to), left, tools),
         };
         if let Err(pause) = moved {
             return pause;
@@ -263,9 +269,15 @@ fn pump_between(
 }
 
 /// Fills the sink's pipe. `None`: it has none, or only a read can tell what waits.
-fn splice(source: &mut End, sink: &mut End, from: BorrowedFd<'_>, pipes: &mut Pipes) -> Option<Result<(), Pause>> {
+fn splice(
+    source: &mut End,
+    sink: &mut End,
+    from: BorrowedFd<'_>,
+    most: usize,
+    pipes: &mut Pipes,
+) -> Option<Result<(), Pause>> {
     let pipe = sink.pipe.as_ref()?;
-    match pipe.fill(from, PIPE) {
+    match pipe.fill(from, PIPE.min(most)) {
         // the end, or urgent data: a read tells them apart
         Ok(0) => None,
         Ok(n) => {
@@ -296,11 +308,11 @@ fn splice(source: &mut End, sink: &mut End, from: BorrowedFd<'_>, pipes: &mut Pi
 fn copy(
     source: &mut End,
     sink: &mut End,
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
+    (from, to): (BorrowedFd<'_>, BorrowedFd<'_>),
+    most: usize,
     tools: &mut Tools<'_>,
 ) -> Result<(), Pause> {
-    let scratch = &mut tools.scratch[..CHUNK];
+    let scratch = &mut tools.scratch[..CHUNK.min(most)];
     let by_peek = tools.pool.is_empty();
     let read = if by_peek { socket::peek(from, scratch) } else { socket::receive(from, scratch) };
     let n = match read {

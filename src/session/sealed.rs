@@ -106,7 +106,7 @@ fn send_beginning(
 }
 
 /// Moves what the client sends.
-pub(super) fn pump_up(near: &mut End, far: &mut End, sealed: &mut Sealed, tools: &mut Tools<'_>) -> Pause {
+pub(super) fn pump_up(near: &mut End, far: &mut End, sealed: &mut Sealed, most: u64, tools: &mut Tools<'_>) -> Pause {
     let (Some(from), Some(to)) = (near.fd.take(), far.fd.take()) else { return Pause::WouldBlock };
     let before = far.sent;
     let pause = loop {
@@ -123,7 +123,7 @@ pub(super) fn pump_up(near: &mut End, far: &mut End, sealed: &mut Sealed, tools:
         if !near.readable || !far.writable {
             break Pause::WouldBlock;
         }
-        if far.sent - before >= TURN {
+        if far.sent - before >= TURN.min(most) {
             break Pause::Spent;
         }
         if tools.pool.is_empty() {
@@ -158,7 +158,7 @@ pub(super) fn pump_up(near: &mut End, far: &mut End, sealed: &mut Sealed, tools:
 }
 
 /// Moves what the server sends.
-pub(super) fn pump_down(far: &mut End, near: &mut End, sealed: &mut Sealed, tools: &mut Tools<'_>) -> Pause {
+pub(super) fn pump_down(far: &mut End, near: &mut End, sealed: &mut Sealed, most: u64, tools: &mut Tools<'_>) -> Pause {
     let (Some(from), Some(to)) = (far.fd.take(), near.fd.take()) else { return Pause::WouldBlock };
     let before = near.sent;
     let pause = loop {
@@ -171,7 +171,7 @@ pub(super) fn pump_down(far: &mut End, near: &mut End, sealed: &mut Sealed, tool
         if !far.readable || !near.writable {
             break Pause::WouldBlock;
         }
-        if near.sent - before >= TURN {
+        if near.sent - before >= TURN.min(most) {
             break Pause::Spent;
         }
         // one for a part of a chunk, which may be lent already, and one for what the client does not take

@@ -4,7 +4,7 @@ use super::dial::{self, Dial};
 use super::greet::{Answer, Greeting};
 use super::loops::Loops;
 use super::outbound::Tried;
-use super::relay::{End, Pause, Tools, pump};
+use super::relay::{End, Pause, TURN, Tools, pump};
 #[cfg(feature = "shadowsocks")]
 use super::sealed::{self, Sealed};
 use super::{CloseReason, Cx, Owner, Readiness, Side};
@@ -12,6 +12,7 @@ use crate::resolve::NameId;
 use crate::stats::Drop;
 use crate::stats::events::Kind;
 use crate::store::endpoint::Endpoint;
+use crate::store::meters::Meter;
 use crate::store::names::NameSlot;
 use crate::store::shares::Share;
 use crate::store::slab::{Key, Slab};
@@ -53,13 +54,15 @@ pub struct Session {
     pub(super) stage: Stage,
     /// Its place among those of its client.
     pub(super) share: Share,
+    /// What its rule lets it move.
+    pub(super) meter: Meter,
     /// Place of the listener that took it.
     listener: u8,
     pub(super) answer: Answer,
     /// Its keys, if the far side is encrypted.
     #[cfg(feature = "shadowsocks")]
     sealed: Key,
-    /// It waits for a buffer, until the next deadline.
+    /// It waits for a buffer, or for what its rule lets it move, until the next deadline.
     starved: bool,
     queued: bool,
     /// Keep-alive is set at the far end.
@@ -184,11 +187,16 @@ impl Tcp {
         &mut self,
         fd: OwnedFd,
         flow: (SocketAddr, SocketAddr),
-        outbound: u16,
+        (outbound, meter): (u16, Meter),
         rule: Option<u16>,
         cx: &mut Cx<'_>,
     ) {
-        if let Some(key) = self.insert(fd, flow, outbound, rule, cx) {
+        let key = self.insert(fd, flow, outbound, rule, cx);
+        match key.and_then(|key| self.sessions.get_mut(key)) {
+            Some(session) => session.meter = meter,
+            None => cx.meters.give_back(meter),
+        }
+        if let Some(key) = key {
             self.dial(key, cx);
         }
     }
@@ -244,6 +252,7 @@ impl Tcp {
             name: None,
             stage: Stage::Resolving,
             share,
+            meter: Meter::NONE,
             listener: cx.listener,
             answer: Answer::Intercepted,
             #[cfg(feature = "shadowsocks")]
@@ -298,25 +307,34 @@ impl Tcp {
 
     fn relay(&mut self, key: Key, error: Option<Side>, scratch: &mut [u8], cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let Session { near, far, .. } = session;
-        let before = near.sent + far.sent;
+        let Session { near, far, meter, .. } = session;
+        let before = (far.sent, near.sent);
+        let (most_up, most_down) = if meter.is_some() { cx.meters.turns(meter, TURN, cx.now) } else { (TURN, TURN) };
         let tools = &mut Tools { scratch, pool: cx.pool, pipes: cx.pipes, stats: cx.stats };
         #[cfg(feature = "shadowsocks")]
         let (up, down) = match self.sealed.get_mut(session.sealed) {
-            Some(sealed) => (sealed::pump_up(near, far, sealed, tools), sealed::pump_down(far, near, sealed, tools)),
-            None => (pump(near, far, tools), pump(far, near, tools)),
+            Some(sealed) => (
+                sealed::pump_up(near, far, sealed, most_up, tools),
+                sealed::pump_down(far, near, sealed, most_down, tools),
+            ),
+            None => (pump(near, far, most_up, tools), pump(far, near, most_down, tools)),
         };
         #[cfg(not(feature = "shadowsocks"))]
-        let (up, down) = (pump(near, far, tools), pump(far, near, tools));
-        if near.sent + far.sent != before {
+        let (up, down) = (pump(near, far, most_up, tools), pump(far, near, most_down, tools));
+        if (far.sent, near.sent) != before {
             session.active = cx.now;
+        }
+        let mut spent = matches!(up, Pause::Spent) || matches!(down, Pause::Spent);
+        let mut held_up = None;
+        if session.meter.is_some() {
+            cx.meters.moved(&session.meter, session.far.sent - before.0, session.near.sent - before.1);
+            (spent, held_up) = cx.meters.goes_on(&session.meter, [&up, &down].map(|end| matches!(end, Pause::Spent)));
         }
         if !session.pipes_watched && (session.near.has_pipe() || session.far.has_pipe()) {
             session.pipes_watched = true;
             self.timers.set(key.slot, cx.now.after(PIPE_IDLE));
         }
         let ended = session.near.is_over() && session.far.is_over();
-        let spent = matches!(up, Pause::Spent) || matches!(down, Pause::Spent);
         let starved = matches!(up, Pause::NoBuffer) || matches!(down, Pause::NoBuffer);
         let failed = match (up, down) {
             (Pause::SourceFailed(e), _) | (_, Pause::SinkFailed(e)) => Some(CloseReason::ClientFailed(e)),
@@ -352,6 +370,11 @@ impl Tcp {
         } else if starved {
             session.starved = true;
             self.timers.set(key.slot, cx.now.after(STARVED));
+        } else if let Some(until) = held_up
+            && !session.queued
+        {
+            session.starved = true;
+            self.timers.set(key.slot, until);
         }
     }
 

@@ -246,8 +246,14 @@ impl Udp {
         let origin = cx.origins.of_datagram(device, client, cx.now);
         let flow = Flow { domain: name, ..Flow::new(Proto::Udp, client, orig_dst) };
         let verdict = cx.policy.decide_and_count(&origin.of(flow));
+        let Some((target, meter)) = cx.measured(&verdict, client) else {
+            cx.stats.udp.refused += 1;
+            #[cfg(feature = "quic")]
+            self.release((client, orig_dst), None, replies, cx);
+            return None;
+        };
         let mut remembered = true;
-        let through = match cx.outbounds.carrying_udp(verdict.target, cx.now) {
+        let through = match cx.outbounds.carrying_udp(target, cx.now) {
             Target::Reject => Err(Decision::Reject),
             Target::Drop => Err(Decision::Drop),
             Target::Direct => Ok(0),
@@ -265,8 +271,14 @@ impl Udp {
             }
         };
         let decision = match through {
-            Ok(outbound) => self.mapping((client, orig_dst, name), outbound, verdict.rule, cx).map(Decision::Through),
-            Err(without_mapping) => Some(without_mapping),
+            Ok(outbound) => {
+                let mapping = self.mapping((client, orig_dst, name), (outbound, meter), verdict.rule, cx);
+                mapping.map(Decision::Through)
+            }
+            Err(without_mapping) => {
+                cx.meters.give_back(meter);
+                Some(without_mapping)
+            }
         };
         #[cfg(feature = "quic")]
         self.release((client, orig_dst), decision, replies, cx);
@@ -297,6 +309,9 @@ impl Udp {
         mapping.active = cx.now;
         mapping.only_dns &= orig_dst.port() == 53;
         self.lru.touch(key.slot);
+        if !cx.admits(&mapping.meter, true, payload.len()) {
+            return;
+        }
         match mapping.stage {
             #[cfg(feature = "shadowsocks")]
             Stage::Ready if cx.outbounds.get(mapping.via).is_sealed() => {

@@ -92,7 +92,7 @@ impl Shares {
 }
 
 /// What tells one client from all others.
-fn words(ip: IpAddr, mac: Option<[u8; 6]>) -> [u64; 2] {
+pub(super) fn words(ip: IpAddr, mac: Option<[u8; 6]>) -> [u64; 2] {
     match (mac, ip) {
         (Some([a, b, c, d, e, f]), _) => [0, u64::from_be_bytes([0, 0, a, b, c, d, e, f])],
         (None, IpAddr::V4(v4)) => [1, u32::from(v4).into()],

@@ -48,12 +48,15 @@ impl Tick {
         self.0.wrapping_sub(deadline.0) as i32 >= 0
     }
 
+    /// Steps from `earlier` to `self`; zero if `earlier` lies ahead.
+    pub fn steps_since(self, earlier: Tick) -> u32 {
+        let steps = self.0.wrapping_sub(earlier.0);
+        if (steps as i32) < 0 { 0 } else { steps }
+    }
+
     /// Time from `earlier` to `self`; zero if `earlier` lies ahead.
     pub fn since(self, earlier: Tick) -> Duration {
-        let steps = self.0.wrapping_sub(earlier.0);
-        if (steps as i32) < 0 {
-            return Duration::ZERO;
-        }
+        let steps = self.steps_since(earlier);
         // by a multiplication, as in `at`: exact for every u32
         let seconds = ((u64::from(steps) * ((1 << 37) / u64::from(Self::PER_SECOND) + 1)) >> 37) as u32;
         let part = steps - seconds * Self::PER_SECOND;

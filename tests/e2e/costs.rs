@@ -99,8 +99,17 @@ fn a_short_connection_by_socks5_takes_at_most_28_system_calls() {
 
 #[test]
 fn bulk_goes_by_splice_in_large_pieces() {
-    const MEGABYTES: usize = 64;
-    let passage = Passage::open_with(Way::Direct, Family::V4, |uci| uci.globals(&[("log_level", "info")]));
+    bulk_by_splice::<64>("");
+}
+
+#[test]
+fn bulk_at_a_rate_goes_by_splice_and_wakes_nobody_in_vain() {
+    bulk_by_splice::<16>("config rule\n\toption outbound 'direct'\n\toption rate '80M'\n");
+}
+
+fn bulk_by_splice<const MEGABYTES: usize>(rules: &str) {
+    let passage =
+        Passage::open_with(Way::Direct, Family::V4, |uci| uci.globals(&[("log_level", "info")]).section(rules));
     let (mut client, mut server) = passage.pair();
     let counter = Counter::attach(&passage.lab, passage.daemon());
     thread::scope(|scope| {

@@ -48,6 +48,7 @@ mod mending;
 mod names;
 mod operation;
 mod own_names;
+mod rates;
 mod redirect;
 mod reloads;
 mod router;

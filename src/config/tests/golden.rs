@@ -48,7 +48,6 @@ f:23: set 'china': entry '192.0.2.0/33' has no prefix length of 0 to 32";
 #[test]
 fn what_a_later_build_has_is_refused_by_name() {
     for (section, lines, expected) in [
-        ("rule", "option rate 10M", "rule rate '10M'"),
         ("rule", "option quota 1G", "rule quota '1G'"),
         ("rule", "option quota_outbound drop", "rule quota_outbound 'drop'"),
     ] {

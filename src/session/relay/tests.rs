@@ -37,12 +37,12 @@ fn lab(pool_bytes: u64) -> Lab {
 impl Lab {
     fn up(&mut self) -> Pause {
         let Lab { near, far, scratch, pool, pipes, stats, .. } = self;
-        pump(near, far, &mut Tools { scratch, pool, pipes, stats })
+        pump(near, far, TURN, &mut Tools { scratch, pool, pipes, stats })
     }
 
     fn down(&mut self) -> Pause {
         let Lab { near, far, scratch, pool, pipes, stats, .. } = self;
-        pump(far, near, &mut Tools { scratch, pool, pipes, stats })
+        pump(far, near, TURN, &mut Tools { scratch, pool, pipes, stats })
     }
 
     /// Pumps up until the far end takes no more, and returns how much the client had sent by then.

@@ -9,6 +9,7 @@ use crate::session::{CloseReason, Cx, Owner, Side, association, fixed};
 use crate::stats::Drop;
 use crate::stats::events::Kind;
 use crate::store::endpoint::Endpoint;
+use crate::store::meters::Meter;
 use crate::store::slab::Key;
 use crate::sys;
 use std::io;
@@ -16,11 +17,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 impl Udp {
-    /// The mapping of `client` at `outbound`, made if there is none; `None` if it got no socket.
+    /// The mapping of `client` at `outbound`, made if there is none; `None` if it got no socket. What is measured otherwise
+    /// has a mapping of its own.
     pub(super) fn mapping(
         &mut self,
         (client, orig_dst, name): (SocketAddr, SocketAddr, Option<&str>),
-        outbound: u16,
+        (outbound, meter): (u16, Meter),
         rule: Option<u16>,
         cx: &mut Cx<'_>,
     ) -> Option<Key> {
@@ -33,13 +35,15 @@ impl Udp {
             let mapping = self.mappings.key_at(slot).and_then(|key| self.mappings.get(key));
             mapping.is_some_and(|mapping| {
                 let same = mapping.client == endpoint && mapping.outbound == outbound && mapping.single == single;
-                same && only.is_none_or(|orig_dst| mapping.orig_dst == orig_dst)
+                same && mapping.meter == meter && only.is_none_or(|orig_dst| mapping.orig_dst == orig_dst)
             })
         };
         if let Some(key) = self.index.find(hash, is_it).and_then(|slot| self.mappings.key_at(slot)) {
+            cx.meters.give_back(meter);
             return Some(key);
         }
         let Some(share) = cx.take_share(client) else {
+            cx.meters.give_back(meter);
             cx.stats.udp.refused += 1;
             return None;
         };
@@ -71,15 +75,20 @@ impl Udp {
             single,
             listener: cx.listener,
             rule,
+            meter,
             name: name.and_then(|name| cx.names.insert(name)),
             started: cx.now,
             active: cx.now,
             bytes_up: 0,
             bytes_down: 0,
         };
-        let Ok(key) = self.mappings.insert(mapping) else {
-            cx.shares.give_back(share);
-            return None;
+        let key = match self.mappings.insert(mapping) {
+            Ok(key) => key,
+            Err(mapping) => {
+                cx.meters.give_back(mapping.meter);
+                cx.shares.give_back(share);
+                return None;
+            }
         };
         match self.shares.get_mut(usize::from(key.slot)) {
             Some(vacant) => *vacant = share,

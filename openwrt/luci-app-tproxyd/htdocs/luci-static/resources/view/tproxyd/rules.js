@@ -123,6 +123,7 @@ return view.extend({
 		o = put('when', form.MultiValue, 'weekdays', _('On'));
 		Object.keys(DAYS).forEach((day) => o.value(day, DAYS[day]()));
 		put('when', form.Flag, 'utc_time', _('Times are UTC'));
+		put('when', form.Value, 'rate', _('Rate'), _('Bits per second for each client, each way, as 20M.'), fields.like('size'));
 
 		const rest = map.section(form.NamedSection, presets.globals(), 'globals', _('Otherwise'));
 
