@@ -369,7 +369,7 @@ impl Daemon {
                     mending.go_on(answer, &mut self.engine, rules, &self.reload, now);
                 }
             }
-            Event::Answered(number, answer) if self.hours.answered(number, &answer, rules) => {}
+            Event::Answered(number, answer) if self.hours.answered(number, &answer, rules, self.engine.config()) => {}
             Event::Answered(number, answer) => self.reload.go_on(number, answer, &mut self.engine, rules),
             Event::Gone => {
                 log::error!("the privileged helper has ended: rules stay as they are until tproxyd is restarted");

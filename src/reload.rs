@@ -6,6 +6,7 @@ use crate::control::{Outcome, Taken};
 use crate::error::Error;
 use crate::event_loop::{Engine, Prepared};
 use crate::helper::{Answer, Event, Helper, Request};
+use crate::netfilter::verdict::{self, By};
 use crate::netfilter::{self, Facts, Installation, ServerAddress, Surroundings};
 use crate::policy::Proto;
 use std::collections::VecDeque;
@@ -95,12 +96,33 @@ impl Rules {
         }
     }
 
-    /// Has flows decided anew that the kernel decided, as far as rules alone can't.
+    /// Has live flows get the rules that are in the kernel now, as far as rules alone can't; after a reload if that is wanted.
     fn revise(&mut self, config: &Config) {
-        let Some(mark) = netfilter::decided_mark(&config.globals) else { return };
-        if let Err(e) = self.helper.submit(Request::Revise(mark)) {
+        if config.globals.reclassify {
+            self.revise_flows(config);
+        }
+    }
+
+    fn revise_flows(&mut self, config: &Config) {
+        if self.installed.facts.backend == Backend::Iptables || !config.globals.kernel_verdicts {
+            return;
+        }
+        if let Some(mark) = netfilter::decided_mark(config).filter(|_| self.may_take_udp(config))
+            && let Err(e) = self.helper.submit(Request::Revise(mark))
+        {
             log::warn!("{e}; UDP flows that the kernel decided go on as before");
         }
+        if let Err(e) = self.helper.submit(Request::Reclaim) {
+            log::warn!("{e}; flows that are offloaded go on as before");
+        }
+    }
+
+    /// True if the process is given UDP flows. What is for the kernel's verdicts alone needs no new beginning.
+    fn may_take_udp(&self, config: &Config) -> bool {
+        let reject = self.installed.facts.early_reject;
+        let rules = config.rules.iter().filter(|rule| rule.active && rule.on);
+        let by = rules.map(|rule| verdict::of_rule(config, reject, rule));
+        by.chain([verdict::of_default(config, reject)]).any(|[_, udp]| udp == By::Process)
     }
 
     /// Whether dnsmasq has been told of names.
@@ -124,6 +146,11 @@ impl Rules {
         let number = self.helper.submit(install_request(config, &self.installed.facts))?;
         self.installed.hours = config.hours();
         Ok(Some(number))
+    }
+
+    /// The kernel has the rules that hold now: so shall live flows.
+    pub fn hours_followed(&mut self, config: &Config) {
+        self.revise_flows(config);
     }
 
     /// The kernel did not take them: they are to be loaded again.

@@ -87,11 +87,23 @@ impl Config {
         changed
     }
 
+    /// True if the time decides about a rule that is in force.
+    pub fn has_hours(&self) -> bool {
+        self.rules.iter().any(|rule| rule.active && rule.schedule.is_some())
+    }
+
     /// When rules are to be switched next; `None`: no rule has hours.
     pub fn next_hour(&self, now: &Moment) -> Option<i64> {
         let schedules = self.rules.iter().filter_map(|rule| rule.schedule);
         // one that never changes still wants to know of a clock that is set
         schedules.map(|schedule| schedule.next_change(now).unwrap_or(now.utc + 7 * DAY)).min()
+    }
+
+    /// True if a rule of both holds in one and not in the other.
+    pub fn is_at_another_hour_than(&self, other: &Config) -> bool {
+        let mut timed = self.rules.iter().filter(|rule| rule.schedule.is_some());
+        let as_there = |rule: &Rule, there: &Rule| Rule { on: there.on, line: there.line, ..rule.clone() } == *there;
+        timed.any(|rule| other.rules.iter().any(|there| there.on != rule.on && as_there(rule, there)))
     }
 
     /// Which rules hold, in order.

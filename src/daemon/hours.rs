@@ -1,6 +1,6 @@
 //! Rules with hours: at each boundary, and when the clock is set, they are switched, in the process and in the kernel.
 
-use crate::config::{Moment, load};
+use crate::config::{Config, Moment, load};
 use crate::error::Error;
 use crate::event_loop::{Engine, number};
 use crate::reload::{Reload, Rules};
@@ -34,7 +34,13 @@ impl Hours {
     }
 
     /// True if the answer to that request was for this.
-    pub(super) fn answered<T>(&mut self, number: u32, answer: &Result<T, Error>, rules: &mut Rules) -> bool {
+    pub(super) fn answered<T>(
+        &mut self,
+        number: u32,
+        answer: &Result<T, Error>,
+        rules: &mut Rules,
+        config: &Config,
+    ) -> bool {
         if self.awaited != Some(number) {
             return false;
         }
@@ -42,7 +48,10 @@ impl Hours {
         // a reload may have come between
         self.due = true;
         match answer {
-            Ok(_) => log::info!("the rules in the kernel are those of this hour"),
+            Ok(_) => {
+                log::info!("the rules in the kernel are those of this hour");
+                rules.hours_followed(config);
+            }
             Err(error) => {
                 rules.forget_hours();
                 self.late(error);

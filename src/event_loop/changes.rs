@@ -44,7 +44,8 @@ impl Engine {
         self.udp.forget_verdicts();
         log::set_max_level(globals.log_level);
         self.shares.allow(globals.client_sessions as u16);
-        let reclassifies = config.globals.reclassify;
+        // the hour of a rule that stays may have come with this reload
+        let reclassifies = config.globals.reclassify || config.is_at_another_hour_than(&self.config);
         self.config = config;
         self.ask_names();
         let kept: Vec<usize> = plan.iter().filter_map(|planned| planned.from).collect();
@@ -100,7 +101,12 @@ impl Engine {
         let ended = tcp.reclassify(&mut cx);
         udp.forget_all();
         for (rule, _) in self.config.rules.iter().zip(before).filter(|(rule, before)| rule.on != *before) {
-            let name = rule.name.as_deref().map(|name| format!(" '{name}'")).unwrap_or_default();
+            let name = rule
+                .name
+                .as_deref()
+                .filter(|name| !name.is_empty())
+                .map(|name| format!(" '{name}'"))
+                .unwrap_or_default();
             log::info!("rule {}{name} {}", rule.number, if rule.on { "holds from now on" } else { "holds no more" });
         }
         log::info!("it ends {ended} TCP sessions");

@@ -76,6 +76,8 @@ pub enum Request {
     /// Delete the connection tracking entries of UDP flows that the kernel decided (`netfilter::decided_mark`), so that
     /// their next datagrams are decided anew.
     Revise(Mark),
+    /// Have offloaded flows come back to the rules (`netfilter::offload`). Done at once; it takes half a minute.
+    Reclaim,
 }
 
 /// What came of a [`Request`].

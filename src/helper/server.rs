@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Answer;
 use super::wire::{self, Order};
@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::netfilter::dnsmasq::Notes;
 use crate::netfilter::load::{self, Objects};
 use crate::netfilter::names::NOTED;
+use crate::netfilter::offload::Ageing;
 use crate::netfilter::{self, Installation, TABLE, backend, conntrack, iptables, survey};
 use crate::sys::passing::{self, NamespaceLock};
 use crate::sys::process::{self, Child, fork_child};
@@ -71,6 +72,8 @@ struct Server {
     notes: Notes,
     /// The sets that it fills have been made anew since.
     notes_lost: bool,
+    /// Offloaded flows come back to the rules, until then.
+    ageing: Option<(Ageing, Instant)>,
 }
 
 struct Installed {
@@ -86,13 +89,16 @@ struct Installed {
 impl Server {
     fn new(socket: OwnedFd, config: PathBuf) -> Server {
         let notes = Notes::default();
-        Server { socket, config, installed: None, mark: None, script: None, notes, notes_lost: false }
+        Server { socket, config, installed: None, mark: None, script: None, notes, notes_lost: false, ageing: None }
     }
 
     /// True if the daemon said goodbye.
     fn serve(&mut self) -> bool {
         let mut buffer = vec![0; wire::LONGEST];
         loop {
+            if !self.await_order() {
+                continue;
+            }
             let (length, file) = match passing::receive(self.socket.as_fd(), &mut buffer) {
                 Ok((0, _)) => return false,
                 Ok(received) => received,
@@ -108,6 +114,27 @@ impl Server {
                 return goodbye;
             }
         }
+    }
+
+    /// False: it did something else meanwhile.
+    fn await_order(&mut self) -> bool {
+        let Some((_, until)) = &self.ageing else { return true };
+        let left = until.saturating_duration_since(now());
+        let came = passing::wait_readable(self.socket.as_fd(), left).unwrap_or(true);
+        if !came {
+            self.ageing = None;
+        }
+        came
+    }
+
+    fn reclaim(&mut self) -> Result<(), Error> {
+        // once more: the time begins anew, and what was before them is known already
+        self.ageing = None;
+        self.ageing = Ageing::begin()?.map(|ageing| {
+            let until = now() + ageing.lasts();
+            (ageing, until)
+        });
+        Ok(())
     }
 
     fn answer(&self, number: u32, result: Result<Answer, Error>) -> std::io::Result<()> {
@@ -142,6 +169,7 @@ impl Server {
             // a mask of nothing would mean every flow of the router
             Order::Revise(mark) if mark.value == 0 => Err(Error::new("decide flows anew", "they carry no mark")),
             Order::Revise(mark) => conntrack::delete_marked_udp(mark).map(|_| Answer::Done),
+            Order::Reclaim => self.reclaim().map(|()| Answer::Done),
             Order::RunScript { path, environment } => self.run_script(&path, environment),
         }
     }
@@ -355,6 +383,12 @@ fn one_statement(line: &str) -> bool {
         }
     }
     !quoted && depth == 0
+}
+
+/// The loop is another process's.
+#[allow(clippy::disallowed_methods, reason = "the helper waits by a clock of its own")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// What a script is told by. Anything else in its environment (`LD_PRELOAD`, `PATH`) could make it another program's.

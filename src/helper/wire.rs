@@ -35,6 +35,7 @@ pub(super) enum Order {
     Inspect,
     Note { lines: File },
     Revise(Mark),
+    Reclaim,
 }
 
 /// The message for `request`, and the file that goes with it.
@@ -52,6 +53,7 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
         Request::Inspect => INSPECT,
         Request::Note { .. } => NOTE,
         Request::Revise(_) => REVISE,
+        Request::Reclaim => RECLAIM,
     };
     let mut out = Writer(vec![verb]);
     out.number(number);
@@ -88,7 +90,12 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
             out.number(mark.value);
             out.number(mark.mask);
         }
-        Request::ReadConfig | Request::Remove | Request::Forget | Request::Goodbye | Request::Inspect => {}
+        Request::ReadConfig
+        | Request::Remove
+        | Request::Forget
+        | Request::Goodbye
+        | Request::Inspect
+        | Request::Reclaim => {}
     }
     Ok((out.0, file))
 }
@@ -127,6 +134,7 @@ pub(super) fn read_request(message: &[u8], file: Option<OwnedFd>) -> Option<(u32
         INSPECT => Order::Inspect,
         NOTE => Order::Note { lines: file? },
         REVISE => Order::Revise(Mark { value: input.number()?, mask: input.number()? }),
+        RECLAIM => Order::Reclaim,
         _ => return None,
     };
     Some((number, order))
@@ -302,6 +310,7 @@ const RUN_SCRIPT: u8 = 9;
 const INSPECT: u8 = 10;
 const NOTE: u8 = 11;
 const REVISE: u8 = 12;
+const RECLAIM: u8 = 13;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -343,6 +352,7 @@ mod tests {
             Request::Inspect,
             Request::Note { lines: "z".into() },
             Request::Revise(routes.mark),
+            Request::Reclaim,
             Request::RunScript {
                 path: "/etc/an event".into(),
                 environment: vec![("EVENT".into(), "outbound_down".into()), ("NAME".into(), String::new())],

@@ -37,8 +37,8 @@ fn delete(mark: Mark, wanted: &dyn Fn(&Entry) -> bool) -> Result<usize, Error> {
         for entry in &batch {
             match entry.delete(&mut socket) {
                 Ok(()) => deleted += 1,
-                // It ended by itself, or its tuple belongs to a new entry by now.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // It ended by itself, or its tuple belongs to a new entry by now; or it is offloaded, before Linux 5.19.
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {}
                 Err(error) => return Err(explain(error)),
             }
         }

@@ -24,6 +24,8 @@ pub mod neighbours;
 pub mod networks;
 #[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod news;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
+pub mod offload;
 pub mod program;
 pub mod render;
 pub mod routes;

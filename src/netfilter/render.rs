@@ -8,7 +8,8 @@
 //!    passes; so do the exclusions. The rest asks the listeners in file order.
 //! 4. A listener's chain returns what its narrowing doesn't want, and takes the rest: `tproxy` first, the marks after, so
 //!    that without a socket the rule ends before them and the packet goes on (fail-open); `on_failure block` adds a drop.
-//!    What it does not know yet it gives to the rule list first: `verdicts`.
+//!    What it does not know yet it gives to the rule list first: `verdicts`. Live flows ask that again, where time or a
+//!    reload changes it: `again`.
 //! 5. `live` keeps flows with the process when narrowing or rules change. A TCP segment finds its established socket, as
 //!    `tproxy` looks for that before it looks at the port. A first SYN once more, or a datagram, goes to the listener
 //!    that wants it, and if none does any more, to the first of its device: all of them end in the same process, whose
@@ -20,18 +21,17 @@ use super::{Facts, ServerAddress, TABLE};
 use crate::config::domains::{FNV_BASIS, fnv1a};
 use crate::config::{AddressMatch, Backend, Config, Families, IpRange, Listener, Mark, Mode, OnFailure, Set};
 
-mod hours;
+mod again;
 pub(super) mod iptables;
 mod keep_source;
 mod narrowing;
 mod one_arm;
 mod redirecting;
-mod revising;
 mod router;
 mod text;
 mod verdicts;
+pub use again::decided_mark;
 use narrowing::narrowing;
-pub use revising::decided_mark;
 use text::{address_ranges, device, host, list, merged};
 pub use verdicts::RULE;
 
@@ -164,8 +164,7 @@ impl<'a> Script<'a> {
         self.declare_redirecting();
         self.declare_router();
         self.declare_verdicts();
-        self.declare_revising();
-        self.declare_hours();
+        self.declare_again();
         self.declare_one_arm();
         for (set, kind) in [(SERVERS4, "ipv4_addr"), (SERVERS6, "ipv6_addr")] {
             self.line(format_args!("add set inet {TABLE} {set} {{ type {kind} . inet_proto . inet_service; }}"));
@@ -221,7 +220,7 @@ impl<'a> Script<'a> {
                 list(&ports)
             ),
         );
-        self.hours();
+        self.ask_again();
         for name in self.all_devices() {
             self.rule("prerouting", format_args!(r#"iifname "{name}" meta l4proto {{ tcp, udp }} goto caught"#));
         }
@@ -245,7 +244,6 @@ impl<'a> Script<'a> {
         self.rule("caught", format_args!(r#"{own} return comment "self_mark""#));
         self.pass_redirected_by();
         self.rule("caught", format_args!(r#"{taken} goto live comment "flows that we took before""#));
-        self.revise();
         self.rule("caught", r#"ct state != new return comment "flows that began without us""#);
         self.exclusions("caught");
         self.ask_listeners("caught");
@@ -377,7 +375,7 @@ impl<'a> Script<'a> {
             let known = differs_from_mark("ct mark", self.cfg.globals.mark);
             rules.push(format!("{known} jump {}", verdicts::VERDICTS));
         }
-        rules.extend(self.end_revised());
+        rules.extend(self.pass_decided_by());
         if self.purpose == Purpose::Run {
             let proto = match (listener.protos.tcp, listener.protos.udp) {
                 (true, false) => "tcp",

@@ -1,15 +1,21 @@
 //! Rules with hours: a boundary changes what new flows get, and what live ones have, in the process and in the kernel.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::daemon::{Daemon, Uci};
+use crate::daemon::{Daemon, PROGRAM, Uci};
 use crate::lab::{Family, Lab};
 use crate::mirror::{Mirror, ask, seen_by_udp};
+use crate::process::until;
 use crate::sock::{PATIENCE, connect, refusal, udp};
+use crate::socks::{Manners, Socks};
 
 /// East of Greenwich, in seconds: 5:17, which no zone has.
 const ZONE: (&str, u64) = ("XXX-5:17", 5 * 3600 + 17 * 60);
+
+/// After this nothing comes any more.
+const BRIEF: Duration = Duration::from_millis(300);
 
 /// Time for what must be there before the hour comes.
 const AHEAD: u64 = 8;
@@ -25,16 +31,21 @@ fn straight(verdicts: &str, rules: &str) -> Uci {
     Uci::new("direct").globals(&[("kernel_verdicts", verdicts), ("default", "direct")]).section(rules)
 }
 
-/// Flows begin, then their hour comes: both of them end, and new ones are refused, until it is over.
-fn a_night(verdicts: &str) {
-    let lab = Lab::new();
-    lab.track_connections();
-    let daemon = Daemon::launch_by(&lab, &straight(verdicts, ""), &[], |router| {
-        let mut command = router.command(env!("CARGO_BIN_EXE_tproxyd"));
+fn launch(lab: &Lab, uci: &Uci) -> Daemon {
+    let daemon = Daemon::launch_by(lab, uci, &[], |router| {
+        let mut command = router.command(PROGRAM);
         command.env("TZ", ZONE.0);
         command
     });
     daemon.process().wait_for_line(&["ready"]);
+    daemon
+}
+
+/// Flows begin, then their hour comes: both of them end, and new ones are refused, until it is over.
+fn a_night(verdicts: &str) {
+    let lab = Lab::new();
+    lab.track_connections();
+    let daemon = launch(&lab, &straight(verdicts, ""));
     let mirrors = Family::BOTH.map(|family| Mirror::start(&lab.server, family.destination(80)));
     let mut streams = mirrors.each_ref().map(|mirror| connect(&lab.client, mirror.at));
     let sockets = Family::BOTH.map(|family| udp(&lab.client, family.client(), 0));
@@ -60,8 +71,7 @@ fn a_night(verdicts: &str) {
             matches!(ended, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof),
             "{ended:?}"
         );
-        let brief = Duration::from_millis(300);
-        assert!(seen_by_udp(socket, mirror.at, brief).is_err(), "UDP of a flow that began before");
+        assert!(seen_by_udp(socket, mirror.at, BRIEF).is_err(), "UDP of a flow that began before");
         // the process resets after it has accepted, the kernel before
         let refused = refusal(&lab.client, mirror.at);
         assert!(matches!(refused, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{refused:?}");
@@ -89,4 +99,65 @@ fn live_flows_that_the_kernel_decided_end_when_their_hour_comes() {
 #[test]
 fn live_flows_of_the_process_end_when_their_hour_comes() {
     a_night("0");
+}
+
+/// What goes to port 4001 and 4003 goes by a proxy, the rest is direct; at `evening` 4000 turns to the proxy, and 4001 away
+/// from it.
+fn turning(evening: Option<&str>, further: &str) -> Uci {
+    let uci = Uci::new("socks5")
+        .globals(&[("kernel_verdicts", "1"), ("reclassify", "1"), ("default", "direct")])
+        .outbound(&[("server", "198.51.100.2"), ("port", "1080")])
+        .section(further);
+    let timed = |(port, outbound): (u16, &str)| {
+        let start = evening?;
+        Some(format!(
+            "config rule\n\toption dest_port '{port}'\n\toption start_time '{start}'\n\toption outbound '{outbound}'\n"
+        ))
+    };
+    let uci = [(4000, "out"), (4001, "direct")].into_iter().filter_map(timed).fold(uci, |uci, rule| uci.section(&rule));
+    uci.section("config rule\n\tlist dest_port '4001'\n\tlist dest_port '4003'\n\toption outbound 'out'\n")
+}
+
+#[test]
+fn a_boundary_turns_live_flows_of_kernel_and_process_and_a_reload_with_reclassify_keeps_to_it() {
+    let lab = Lab::new();
+    lab.track_connections();
+    let _proxy = Socks::start(&lab.server, Family::V4.proxy(), 1080, Manners::default());
+    let daemon = launch(&lab, &turning(None, ""));
+    let mirrors = [0, 1, 2, 3].map(|n| Mirror::start_at(&lab.server, Family::V4.destination(80), 4000 + n));
+    let mut streams = mirrors.each_ref().map(|mirror| connect(&lab.client, mirror.at));
+    let sockets = [0; 4].map(|_| udp(&lab.client, Family::V4.client(), 0));
+    // what the process has taken stays with it, and goes out in the router's name when it is direct
+    let by_proxy = |seen: SocketAddr| ![Family::V4.client(), Family::V4.router_wan()].contains(&seen.ip());
+    for (n, (stream, (socket, mirror))) in streams.iter_mut().zip(sockets.iter().zip(&mirrors)).enumerate() {
+        assert_eq!(by_proxy(ask(stream).expect("an answer")), n % 2 == 1, "TCP {n}");
+        assert_eq!(by_proxy(seen_by_udp(socket, mirror.at, PATIENCE).expect("an answer")), n % 2 == 1, "UDP {n}");
+    }
+    let evening = clock(AHEAD);
+    daemon.write_config(&turning(Some(&evening), ""));
+    assert!(daemon.reload(&[]).contains("rules"));
+    for (n, (stream, (socket, mirror))) in streams.iter_mut().zip(sockets.iter().zip(&mirrors)).enumerate() {
+        let (turns, expected) = (n < 2, matches!(n, 0 | 3));
+        if turns {
+            until("TCP that turns ends", || ask(stream).is_err());
+            *stream = connect(&lab.client, mirror.at);
+        }
+        assert_eq!(by_proxy(ask(stream).expect("an answer")), expected, "TCP {n} in the evening");
+        until("UDP goes the new way", || {
+            seen_by_udp(socket, mirror.at, BRIEF).is_ok_and(|seen| by_proxy(seen) == expected)
+        });
+    }
+    // the reload turns 4002 and 4003 away, and leaves the others where the hour has sent them
+    let refused = "config rule\n\tlist dest_port '4002'\n\tlist dest_port '4003'\n\toption outbound 'reject'\n";
+    daemon.write_config(&turning(Some(&evening), refused));
+    assert!(daemon.reload(&[]).contains("rules"));
+    for (n, (stream, (socket, mirror))) in streams.iter_mut().zip(sockets.iter().zip(&mirrors)).enumerate() {
+        if n < 2 {
+            ask(stream).expect("it goes where it went");
+            seen_by_udp(socket, mirror.at, PATIENCE).expect("an answer");
+        } else {
+            until("TCP that is refused ends", || ask(stream).is_err());
+            until("UDP that is refused is not answered", || seen_by_udp(socket, mirror.at, BRIEF).is_err());
+        }
+    }
 }

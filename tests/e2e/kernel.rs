@@ -145,7 +145,7 @@ fn a_live_flow_keeps_the_decision_that_it_had() {
 
 #[test]
 fn with_reclassify_flows_of_the_kernel_get_the_new_rules_too_and_those_that_stay_direct_live_on() {
-    for masqueraded in [false, true] {
+    for (masqueraded, mode) in [(false, "tproxy"), (true, "tproxy"), (false, "redirect"), (true, "redirect")] {
         let lab = Lab::new();
         if masqueraded {
             lab.masquerade();
@@ -154,7 +154,7 @@ fn with_reclassify_flows_of_the_kernel_get_the_new_rules_too_and_those_that_stay
         }
         let seen = if masqueraded { Family::V4.router_wan() } else { Family::V4.client() };
         let uci = Uci::new("socks5").globals(&[("kernel_verdicts", "1"), ("reclassify", "1")]);
-        let uci = uci.outbound(&[("server", "198.51.100.2"), ("port", "1080")]);
+        let uci = uci.outbound(&[("server", "198.51.100.2"), ("port", "1080")]).listener(&[("mode", mode)]);
         let direct = |ports: &str| format!("config rule\n\toption dest_port '{ports}'\n\toption outbound 'direct'\n");
         let proxy = Socks::start(&lab.server, Family::V4.proxy(), 1080, Manners::default());
         let daemon = Daemon::start(&lab, &uci.clone().section(&direct("4000-4001")));

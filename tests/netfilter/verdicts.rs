@@ -96,7 +96,7 @@ fn reference_process_and_kernel_agree_on_every_rule_list_and_packet() {
     lab(|lab| {
         let field = Field::build(&lab);
         let mut runner = TestRunner::new(Config {
-            cases: 150,
+            cases: std::env::var("CASES").ok().and_then(|count| count.parse().ok()).unwrap_or(150),
             failure_persistence: None,
             max_shrink_iters: 300,
             ..Config::default()

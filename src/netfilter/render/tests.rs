@@ -350,7 +350,36 @@ fn flows_that_the_kernel_decided_are_asked_again_if_that_is_wanted() {
     cfg.globals.reclassify = true;
     golden("reclassify.nft", &render(&cfg, &facts(&cfg)));
     cfg.globals.self_mark = Mark { value: 4, mask: 4 };
-    assert!(!render(&cfg, &facts(&cfg)).contains("revised"), "no value is left that says it");
+    assert!(!render(&cfg, &facts(&cfg)).contains("again"), "no value is left that says it");
+}
+
+#[test]
+fn hours_ask_each_live_flow_of_either_mode_and_reclassify_those_that_it_has_marked() {
+    let mut cfg = ruled();
+    let mut old = listener("old", 2334);
+    (old.mode, old.device) = (Mode::Redirect, vec!["lan1".into()]);
+    old.src_ip.plain = vec![AddressMatch::Range(range("192.168.2.0", "192.168.2.127"))];
+    cfg.listeners.push(old);
+    let asked = |cfg: &Config| {
+        let text = render(cfg, &facts(cfg));
+        loads(&text);
+        let jump = |line: &&str| line.starts_with("add rule inet tproxyd prerouting") && line.contains("jump again");
+        text.lines().filter(jump).map(|line| line.contains("== 0x03000000")).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&cfg), []);
+    cfg.globals.reclassify = true;
+    assert_eq!(asked(&cfg), [true, true]);
+    cfg.rules[3].schedule = Some(Schedule { start: 0, stop: 3600, weekdays: 0x7f, utc: false });
+    assert_eq!(asked(&cfg), [false, false]);
+    golden("hours.nft", &render(&cfg, &facts(&cfg)));
+    cfg.globals.reclassify = false;
+    golden("hours.nft", &render(&cfg, &facts(&cfg)));
+    // no value is left that says it: what is for the process now goes on, what is refused ends
+    cfg.globals.self_mark = Mark { value: 4, mask: 4 };
+    assert_eq!(asked(&cfg), [false, false]);
+    // what holds no more may have refused, what holds now may
+    cfg.rules[3].on = false;
+    assert_eq!(asked(&cfg), [false, false]);
 }
 
 #[test]

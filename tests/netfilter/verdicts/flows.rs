@@ -156,9 +156,8 @@ impl<'l> Field<'l> {
         if sockopt::take_error(fd.as_fd()).is_ok() {
             return Fate::Drop;
         }
-        // the error is told once
-        self.seen.lock().unwrap().insert(key, Fate::Reject);
-        Fate::Reject
+        // The error is told once. A server that has noted the flow since, and reset it, told of none.
+        *self.seen.lock().unwrap().entry(key).or_insert(Fate::Reject)
     }
 }
 
