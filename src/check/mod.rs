@@ -10,6 +10,7 @@ mod ports;
 mod process;
 mod ruleset;
 mod system;
+mod ways_back;
 
 use std::fmt::Write;
 
@@ -129,6 +130,7 @@ pub fn machine(cfg: &Config, needs: Needs) -> Vec<Finding> {
             findings.extend(facts.warnings(cfg).into_iter().map(|text| Finding::warn("network", text, mend)));
             rules(&mut findings, cfg, facts);
             devices::check(&mut findings, cfg, facts, &root);
+            ways_back::check(&mut findings, cfg, facts);
         }
         Err(error) => findings.push(Finding::of("network", Severity::Fail, error)),
     }

@@ -7,6 +7,7 @@
 //! (or was built without `CONFIG_NF_CONNTRACK_MARK`) takes such a request as "delete everything".
 
 use std::io;
+use std::net::IpAddr;
 
 use super::message::{Message, attributes};
 use crate::config::Mark;
@@ -58,6 +59,20 @@ pub fn probe(mark: Mark) -> Result<(), Error> {
     list_marked(&mut socket, mark, &|_| true).map(|_| ()).map_err(explain)
 }
 
+/// Who the intercepted flows are of, each once, `most` of them.
+///
+/// # Errors
+/// Those of [`delete_marked`].
+pub fn clients(mark: Mark, most: usize) -> Result<Vec<IpAddr>, Error> {
+    let mut socket = Netlink::open(Family::Netfilter).map_err(explain)?;
+    let (entries, _) = list_marked(&mut socket, mark, &|_| true).map_err(explain)?;
+    let mut clients: Vec<IpAddr> = entries.iter().filter_map(Entry::client).collect();
+    clients.sort_unstable();
+    clients.dedup();
+    clients.truncate(most);
+    Ok(clients)
+}
+
 fn explain(error: io::Error) -> Error {
     Error::new("delete the connection tracking entries of intercepted flows", error)
         .hint("install kmod-nf-conntrack-netlink (CONFIG_NF_CT_NETLINK); CAP_NET_ADMIN is needed")
@@ -77,6 +92,15 @@ impl Entry {
         let proto = attributes(&self.original).find(|(kind, _)| *kind == CTA_TUPLE_PROTO);
         let number = proto.and_then(|(_, value)| attributes(value).find(|(kind, _)| *kind == CTA_PROTO_NUM));
         number.is_some_and(|(_, value)| value == [IPPROTO_UDP])
+    }
+
+    fn client(&self) -> Option<IpAddr> {
+        let (_, addresses) = attributes(&self.original).find(|(kind, _)| *kind == CTA_TUPLE_IP)?;
+        attributes(addresses).find_map(|(kind, value)| match kind {
+            CTA_IP_V4_SRC => Some(<[u8; 4]>::try_from(value).ok()?.into()),
+            CTA_IP_V6_SRC => Some(<[u8; 16]>::try_from(value).ok()?.into()),
+            _ => None,
+        })
     }
 
     fn delete(&self, socket: &mut Netlink) -> io::Result<()> {
@@ -147,6 +171,9 @@ const CT_GET: u16 = 0x0101;
 /// NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_DELETE.
 const CT_DELETE: u16 = 0x0102;
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V6_SRC: u16 = 3;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const IPPROTO_UDP: u8 = 17;

@@ -47,6 +47,15 @@ impl Message {
         exchange(socket, &mut self.0, |_, _| {})
     }
 
+    /// Sends it and shows the one answer, before the kernel's word on it.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub(crate) fn inquire(mut self, socket: &mut Netlink, each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        set_flag(&mut self.0, NLM_F_ACK);
+        exchange(socket, &mut self.0, each)
+    }
+
     /// Sends it as a dump and shows every answer's type and what follows its header.
     ///
     /// # Errors

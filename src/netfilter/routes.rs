@@ -2,6 +2,7 @@
 //! each family, spoken to the kernel by rtnetlink(7); whatever else is there stays as it is.
 
 use std::io;
+use std::net::IpAddr;
 
 use super::message::{AF_INET, AF_INET6, Message, attributes, u32_at};
 use crate::config::{Families, Globals, Mark};
@@ -319,13 +320,52 @@ fn default_indices(family: u8) -> Result<Vec<u32>, Error> {
     let listed = Message::new(RTM_GETROUTE, 0, &fixed(family, 0)).dump(&mut socket, |_, body| {
         let route = Route::read(body);
         let is_default = route.family == family && route.prefix_len == 0 && route.flags & RTM_F_CLONED == 0;
-        // RTN_UNICAST: ours is a local one
-        if is_default && route.kind == 1 && route.device != Some(LOOPBACK) {
+        // ours is a local one
+        if is_default && route.kind == RTN_UNICAST && route.device != Some(LOOPBACK) {
             found.extend(route.device);
         }
     });
     listed.map_err(|error| Error::new("list the routes", error))?;
     Ok(found)
+}
+
+/// Where packets to an address go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WayTo {
+    /// It is one of this machine's own.
+    Here,
+    /// Out by this device.
+    Device(String),
+    /// There is no route, or one that refuses.
+    Nowhere,
+}
+
+/// Where the kernel would send a packet of this machine's to `to`: `ip route get`.
+///
+/// # Errors
+/// The kernel's refusal to tell.
+pub fn way_to(to: IpAddr) -> Result<WayTo, Error> {
+    let mut socket = open()?;
+    let mut way = WayTo::Nowhere;
+    let (family, octets) = match to {
+        IpAddr::V4(to) => (AF_INET, to.octets().to_vec()),
+        IpAddr::V6(to) => (AF_INET6, to.octets().to_vec()),
+    };
+    let mut fixed = fixed(family, 0);
+    fixed[1] = octets.len() as u8 * 8;
+    let told = Message::new(RTM_GETROUTE, 0, &fixed).with(RTA_DST, &octets).inquire(&mut socket, |_, body| {
+        let Route { kind, device, .. } = Route::read(body);
+        way = match (kind, device.and_then(|index| crate::sys::interface::name(index).ok())) {
+            (RTN_LOCAL, _) => WayTo::Here,
+            (RTN_UNICAST, Some(device)) => WayTo::Device(device),
+            _ => WayTo::Nowhere,
+        };
+    });
+    match told {
+        Ok(()) => Ok(way),
+        Err(error) if REFUSALS.contains(&error.kind()) => Ok(WayTo::Nowhere),
+        Err(error) => Err(Error::new(format!("ask for the way to {to}"), error)),
+    }
 }
 
 /// A line of `ip route`, as far as it matters here.
@@ -402,6 +442,13 @@ fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// No route, or one of type unreachable, prohibit or blackhole.
+const REFUSALS: [io::ErrorKind; 4] = [
+    io::ErrorKind::NetworkUnreachable,
+    io::ErrorKind::HostUnreachable,
+    io::ErrorKind::PermissionDenied,
+    io::ErrorKind::InvalidInput,
+];
 /// NLM_F_EXCL and NLM_F_CREATE.
 const NEW_ONLY: u16 = 0x600;
 const RTM_NEWROUTE: u16 = 24;
@@ -432,6 +479,7 @@ const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
 const RTA_NH_ID: u16 = 30;
+const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
 const RTPROT_BOOT: u8 = 3;
 const RT_SCOPE_HOST: u8 = 254;

@@ -200,6 +200,18 @@ impl Lab {
         client
     }
 
+    /// A client in a network of its own behind another router of [`Lab::on_one_segment`], and its addresses, v4 and v6.
+    pub fn client_behind(&self, main: &Namespace) -> (Namespace, [IpAddr; 2]) {
+        let client = Namespace::new();
+        client.sysctl(&[("ipv6/conf/default/accept_dad", "0")]);
+        let renamed = |text: &str| text.replace("192.168.2.", "192.168.7.").replace("fd00:2::", "fd00:7::");
+        let cable = format!("link add lan1 type veth peer name eth0 netns {}\n{SECOND_NETWORK}", client.path());
+        main.tool("ip", &["-batch", "-"], &renamed(&cable));
+        client.tool("ip", &["-batch", "-"], &renamed(SECOND_CLIENT));
+        let far = [[192, 168, 7, 2].into(), [0xfd00, 7, 0, 0, 0, 0, 0, 2].into()];
+        (client, far)
+    }
+
     /// Another network of the house, 192.168.2.0/24 behind `guest0`, with one device, .2.
     pub fn guest(&self) -> Namespace {
         let guest = Namespace::new();

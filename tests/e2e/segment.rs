@@ -152,6 +152,58 @@ fn check_names_the_redirects_that_would_lead_past_the_box() {
     assert!(!daemon.check().contains("send_redirects"), "{}", daemon.check());
 }
 
+// Clients of a network behind the main router come in by the LAN, and must be answered by it.
+over_ways!(check_names_the_missing_way_back_to_clients_behind_the_main_router, |way, family| {
+    let (lab, main) = Lab::on_one_segment(false);
+    let (far, of_far) = lab.client_behind(&main);
+    let (network, gateway) = match family {
+        Family::V4 => ("192.168.7.0/24", "192.168.1.1"),
+        Family::V6 => ("fd00:7::/64", "fd00:1::1"),
+    };
+    let of_far = of_far[usize::from(family == Family::V6)];
+    let dash = if family == Family::V4 { "-4" } else { "-6" };
+    main.tool("ip", &[dash, "rule", "add", "iif", "lan1", "lookup", "77"], "");
+    main.tool("ip", &[dash, "route", "add", "default", "via", &of_box(family).to_string(), "table", "77"], "");
+    for other in ["203.0.113.0/24", "2001:db8::/32"] {
+        let gateway = if other.contains(':') { "fd00:1::1" } else { "192.168.1.1" };
+        lab.router.tool("ip", &["route", "add", other, "via", gateway], "");
+    }
+    let daemon = Daemon::start(&lab, &uci(way, family));
+    let mirror = Mirror::start(&lab.server, family.destination(80));
+    let socket = udp(&far, of_far, 0);
+    assert_eq!(seen_by_udp(&socket, mirror.at, PATIENCE).expect("by the default route").ip(), of_box(family));
+    assert!(!daemon.check().contains("no answer"), "{}", daemon.check());
+    // The route is gone, and so are the answers.
+    lab.router.tool("ip", &[dash, "route", "del", "default"], "");
+    socket.send_to(b"who am I?", mirror.at).expect("send");
+    let found = daemon.check();
+    assert!(found.contains("fail") && found.contains("there is no way back"), "{found}");
+    let remedy = found.lines().find_map(|line| line.trim().strip_prefix("→ ip ").filter(|line| line.contains("MAIN-ROUTER")));
+    let remedy = remedy.expect("a command").split(", ").next().expect("a command").replace("MAIN-ROUTER", gateway);
+    assert!(remedy.contains(network), "{remedy}");
+    let words: Vec<_> = [dash].into_iter().chain(remedy.split_whitespace()).collect();
+    lab.router.tool("ip", &words, "");
+    assert!(!daemon.check().contains("no answer"), "{}", daemon.check());
+    let socket = udp(&far, of_far, 0);
+    assert_eq!(seen_by_udp(&socket, mirror.at, PATIENCE).expect("an answer").ip(), of_box(family));
+    assert_eq!(seen_by_tcp(&far, mirror.at).expect("a connection").ip(), of_box(family));
+}, tproxy_v4 Direct V4, tproxy_v6 Direct V6, redirect_v4 Redirect V4, redirect_v6 Redirect V6);
+
+#[test]
+fn check_names_a_network_that_a_listener_is_narrowed_to_and_that_is_elsewhere() {
+    let (lab, _main) = Lab::on_one_segment(false);
+    lab.router.tool("ip", &["link", "add", "wan0", "type", "veth", "peer", "name", "wan1"], "");
+    lab.router.tool("ip", &["link", "set", "wan0", "up"], "");
+    lab.router.tool("ip", &["route", "add", "192.168.7.0/24", "dev", "wan0"], "");
+    let of = |src: &str| uci(Way::Direct, Family::V4).listener(&[("src_ip", src)]);
+    let daemon = Daemon::start(&lab, &of("192.168.7.0/24"));
+    assert!(daemon.check().contains("leads out by wan0, not by lan0"), "{}", daemon.check());
+    for fine in ["192.168.0.0/16", "192.168.1.2", "192.168.8.0/24", "!192.168.7.0/24"] {
+        daemon.write_config(&of(fine));
+        assert!(!daemon.check().contains("no answer"), "{fine}: {}", daemon.check());
+    }
+}
+
 /// The printed text is complete: it loads as it is, and says how the rest is done.
 #[test]
 fn rules_for_the_main_router_come_as_nft_iptables_and_uci() {
