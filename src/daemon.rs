@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::event_loop::{Engine, LISTENERS_MAX, events, number};
 use crate::helper::{Event, Helper, Request};
 use crate::log_sink;
-use crate::netfilter;
+use crate::netfilter::{self, bridges::record_beside};
 use crate::reload::mending::Mending;
 use crate::reload::{Reload, Rules, resolve_networks_alone};
 use crate::session::pipes::Pipes;
@@ -156,7 +156,11 @@ impl Daemon {
     /// Puts everything in place, or nothing.
     fn start(config: Config, options: &Options) -> Result<Daemon, Error> {
         // the helper first: it must not hold a copy of the tables, and keeps the privileges that are given up below
-        let mut helper = if options.rules { Some(Helper::start(&options.config)?) } else { None };
+        let mut helper = if options.rules {
+            Some(Helper::start(&options.config, &record_beside(&config.globals.control))?)
+        } else {
+            None
+        };
         let started = Daemon::start_with(&mut helper, config, options);
         if started.is_err()
             && let Some(helper) = helper

@@ -59,6 +59,10 @@ impl Rules {
         };
         let facts = Facts::new(config, &found, &addresses(servers));
         warn(&facts, config);
+        // before the rules: those by TPROXY would lose what comes through a bridge
+        if let Err(e) = helper.call(Request::Spare { devices: facts.by_tproxy(config) }, patience) {
+            log::warn!("{e}; what comes through a bridge may not reach the process");
+        }
         helper.call(install_request(config, &facts), patience)?;
         Ok(Installed { facts, servers: servers.to_vec(), hours: config.hours() })
     }
@@ -123,6 +127,13 @@ impl Rules {
         let rules = config.rules.iter().filter(|rule| rule.active && rule.on);
         let by = rules.map(|rule| verdict::of_rule(config, reject, rule));
         by.chain([verdict::of_default(config, reject)]).any(|[_, udp]| udp == By::Process)
+    }
+
+    /// Has `br_netfilter` kept from the bridges of the listeners that there are now.
+    fn spare_bridges(&mut self, config: &Config, facts: &Facts) {
+        if let Err(e) = self.helper.submit(Request::Spare { devices: facts.by_tproxy(config) }) {
+            log::warn!("{e}; what comes through a bridge may not reach the process");
+        }
     }
 
     /// Whether dnsmasq has been told of names.
@@ -349,6 +360,8 @@ impl Reload {
                 let config = engine.config();
                 rules.tell_dnsmasq(config);
                 rules.revise(config);
+                let facts = rules.installed.facts.clone();
+                rules.spare_bridges(config, &facts);
                 let mut warnings = config.warnings.clone();
                 warnings.extend(rules.installed.facts.warnings(config));
                 Ok(ControlFlow::Break(Taken { changed, warnings }))

@@ -123,7 +123,8 @@ pub fn machine(cfg: &Config, needs: Needs) -> Vec<Finding> {
         Ok(facts) => facts.devices.iter().flatten().cloned().collect(),
         Err(_) => Vec::new(),
     };
-    system::check(&mut findings, cfg, needs, &devices, &root);
+    let by_tproxy = facts.as_ref().map(|facts| facts.by_tproxy(cfg)).unwrap_or_default();
+    system::check(&mut findings, cfg, needs, (&devices, &by_tproxy), &root);
     match &facts {
         Ok(facts) => {
             let mend = "tproxyd reload, once it is up";

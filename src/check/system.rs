@@ -25,12 +25,18 @@ impl Root {
     }
 }
 
-pub(super) fn check(findings: &mut Findings, cfg: &Config, needs: Needs, devices: &[String], root: &Root) {
+pub(super) fn check(
+    findings: &mut Findings,
+    cfg: &Config,
+    needs: Needs,
+    (devices, by_tproxy): (&[String], &[String]),
+    root: &Root,
+) {
     version(findings, root);
     memory(findings, needs, root);
     conntrack(findings, cfg, root);
     forwarding(findings, cfg, root);
-    bridges(findings, devices, root);
+    bridges(findings, by_tproxy, root);
     rp_filter(findings, devices, root, &routes::default_devices().unwrap_or_default());
     clock(findings, SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
 }
@@ -112,19 +118,31 @@ fn forwarding(findings: &mut Findings, cfg: &Config, root: &Root) {
 
 /// With br_netfilter calling into iptables, TPROXY on a bridge fails silently (kernel.md section 3).
 fn bridges(findings: &mut Findings, devices: &[String], root: &Root) {
-    let bridged = devices.iter().find(|name| root.has(format!("sys/class/net/{name}/bridge")));
-    let Some(name) = bridged else { return };
+    let is_bridge = |name: &&String| {
+        let place = root.0.join("sys/class/net").join(name);
+        let mut below = std::fs::read_dir(&place).into_iter().flatten().flatten();
+        place.join("bridge").exists()
+            || below.any(|entry| {
+                entry.file_name().to_string_lossy().starts_with("lower_") && entry.path().join("bridge").exists()
+            })
+    };
+    let Some(name) = devices.iter().find(is_bridge) else { return };
     let mut on = false;
     for sysctl in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
         if root.number(&format!("proc/sys/net/bridge/{sysctl}")) == Some(1) {
             on = true;
-            let text = format!("{sysctl} is 1: nothing that comes through bridge {name} would reach the process");
-            findings.push(Finding::fail("bridge_nf", text, format!("sysctl -w net.bridge.{sysctl}=0")));
+            let text = format!(
+                "{sysctl} is 1, which takes away what TPROXY catches on bridge {name}: while tproxyd runs it is 0, and on \
+                 for each other bridge instead"
+            );
+            let mend = format!("sysctl -w net.bridge.{sysctl}=0, or `option mode 'redirect'`, which works with it");
+            findings.push(Finding::warn("bridge_nf", text, mend));
         }
     }
     if !on && root.has("sys/class/net/docker0") {
-        let text =
-            format!("docker is here: when it starts it turns bridge-nf-call-iptables on, which cuts bridge {name} off");
+        let text = format!(
+            "docker is here: when it starts it turns bridge-nf-call-iptables on, and bridge {name} is cut off for 10 s"
+        );
         let mend = "keep it 0: net.bridge.bridge-nf-call-iptables=0 in /etc/sysctl.d, applied after docker starts";
         findings.push(Finding::warn("docker", text, mend));
     }

@@ -78,6 +78,11 @@ pub enum Request {
     Revise(Mark),
     /// Have offloaded flows come back to the rules (`netfilter::offload`). Done at once; it takes half a minute.
     Reclaim,
+    /// Keep `br_netfilter` from the bridges among these devices: `netfilter::bridges`.
+    Spare {
+        /// Those of the listeners by TPROXY.
+        devices: Vec<String>,
+    },
 }
 
 /// What came of a [`Request`].
@@ -120,17 +125,18 @@ pub struct Helper {
 
 impl Helper {
     /// Forks the helper. To be called first of all: before threads, listening sockets and tables exist, before
-    /// privileges are given up. `config` is the one file that [`Request::ReadConfig`] opens.
+    /// privileges are given up. `config` is the one file that [`Request::ReadConfig`] opens, `record` where it writes down
+    /// what [`Request::Spare`] changes.
     ///
     /// Waits until no other helper works in this network namespace: one whose daemon has just died may still be
     /// cleaning up, and must not take away what comes now.
     ///
     /// # Errors
     /// fork(2) and socketpair(2) fail, or another tproxyd runs in this network namespace.
-    pub fn start(config: &Path) -> Result<Helper, Error> {
+    pub fn start(config: &Path, record: &Path) -> Result<Helper, Error> {
         let failed = |error: io::Error| Error::new("start the privileged helper", error);
         let (socket, theirs) = passing::pair().map_err(failed)?;
-        let child = fork_child(theirs, |socket| server::run(socket, config)).map_err(failed)?;
+        let child = fork_child(theirs, |socket| server::run(socket, config, record)).map_err(failed)?;
         let mut helper = Helper {
             socket,
             child,

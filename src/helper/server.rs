@@ -12,6 +12,7 @@ use super::Answer;
 use super::wire::{self, Order};
 use crate::config::{Backend, Mark, OnFailure};
 use crate::error::Error;
+use crate::netfilter::bridges::Spared;
 use crate::netfilter::dnsmasq::Notes;
 use crate::netfilter::load::{self, Objects};
 use crate::netfilter::names::NOTED;
@@ -24,7 +25,7 @@ use crate::sys::process::{self, Child, fork_child};
 pub(super) const LONGEST_WAIT_FOR_OTHERS: Duration = Duration::from_secs(5);
 
 /// The helper's whole life; returns its exit status.
-pub(super) fn run(socket: OwnedFd, config: &Path) -> i32 {
+pub(super) fn run(socket: OwnedFd, config: &Path, record: &Path) -> i32 {
     process::set_name(c"tproxyd-helper");
     let ready = process::ignore_group_signals()
         .map_err(|error| Error::new("prepare the privileged helper", error))
@@ -34,7 +35,7 @@ pub(super) fn run(socket: OwnedFd, config: &Path) -> i32 {
         Ok(lock) => (Ok(Answer::Done), Some(lock)),
         Err(error) => (Err(error), None),
     };
-    let mut helper = Server::new(socket, config.to_path_buf());
+    let mut helper = Server::new(socket, config.to_path_buf(), Spared::new(record));
     if helper.answer(wire::HELLO, hello).is_err() || lock.is_none() {
         return 1;
     }
@@ -74,6 +75,8 @@ struct Server {
     notes_lost: bool,
     /// Offloaded flows come back to the rules, until then.
     ageing: Option<(Ageing, Instant)>,
+    /// What `br_netfilter` is kept from.
+    spared: Spared,
 }
 
 struct Installed {
@@ -87,9 +90,19 @@ struct Installed {
 }
 
 impl Server {
-    fn new(socket: OwnedFd, config: PathBuf) -> Server {
+    fn new(socket: OwnedFd, config: PathBuf, spared: Spared) -> Server {
         let notes = Notes::default();
-        Server { socket, config, installed: None, mark: None, script: None, notes, notes_lost: false, ageing: None }
+        Server {
+            socket,
+            config,
+            installed: None,
+            mark: None,
+            script: None,
+            notes,
+            notes_lost: false,
+            ageing: None,
+            spared,
+        }
     }
 
     /// True if the daemon said goodbye.
@@ -170,6 +183,7 @@ impl Server {
             Order::Revise(mark) if mark.value == 0 => Err(Error::new("decide flows anew", "they carry no mark")),
             Order::Revise(mark) => conntrack::delete_marked_udp(mark).map(|_| Answer::Done),
             Order::Reclaim => self.reclaim().map(|()| Answer::Done),
+            Order::Spare { devices } => self.spared.spare(&devices).map(|()| Answer::Done),
             Order::RunScript { path, environment } => self.run_script(&path, environment),
         }
     }
@@ -244,6 +258,10 @@ impl Server {
             }
             Err(error) => {
                 self.installed = before;
+                if self.installed.is_none() {
+                    // The error that counts is the first; `clear` finds what stays behind.
+                    let _ = self.spared.put_back();
+                }
                 Err(error)
             }
         }
@@ -264,6 +282,12 @@ impl Server {
     /// What has been taken away is not to be counted on by the next [`Server::install`].
     fn inspect(&mut self) -> Result<Answer, Error> {
         let Some(installed) = &mut self.installed else { return Ok(Answer::Done) };
+        let turned_on = self.spared.damage();
+        // where it can't be changed, that was said at the start
+        let changed = (turned_on.is_some() || self.spared.is_behind()) && self.spared.spare_again().is_ok();
+        if let Some(what) = turned_on.filter(|_| changed) {
+            return Ok(Answer::Damaged(what));
+        }
         match survey::damage(installed.rules, &installed.installation)? {
             None => Ok(Answer::Done),
             Some(what) => {
@@ -279,7 +303,7 @@ impl Server {
             Some(error) => Err(error),
             None => {
                 self.installed = None;
-                Ok(())
+                self.spared.put_back()
             }
         }
     }
@@ -296,13 +320,13 @@ impl Server {
         }
     }
 
-    fn clean_up(&self) {
+    fn clean_up(&mut self) {
         let Some(Installed { installation, on_failure, .. }) = &self.installed else { return };
         match on_failure {
             OnFailure::Block => log::warn!("the daemon died: what it took is dropped until it is back"),
             OnFailure::Direct => {
                 log::warn!("the daemon died: its rules are being removed, traffic flows without it");
-                for error in installation.remove() {
+                for error in installation.remove().into_iter().chain(self.spared.put_back().err()) {
                     log::error!("{error}; run `tproxyd clear`");
                 }
             }
@@ -442,7 +466,7 @@ mod tests {
         let (socket, _daemon) = passing::pair().unwrap();
         let config = std::env::temp_dir().join(format!("tproxyd-script-{}", std::process::id()));
         std::fs::write(&config, "config globals\n\toption on_event '/bin/true'\n").unwrap();
-        let mut helper = Server::new(socket, config.clone());
+        let mut helper = Server::new(socket, config.clone(), Spared::new(Path::new("/nowhere")));
         let environment =
             |name: &str| vec![("EVENT".to_owned(), "reloaded".to_owned()), (name.to_owned(), "x".to_owned())];
         for name in ["LD_PRELOAD", "PATH", "", "event"] {

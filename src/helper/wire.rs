@@ -36,6 +36,7 @@ pub(super) enum Order {
     Note { lines: File },
     Revise(Mark),
     Reclaim,
+    Spare { devices: Vec<String> },
 }
 
 /// The message for `request`, and the file that goes with it.
@@ -54,6 +55,7 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
         Request::Note { .. } => NOTE,
         Request::Revise(_) => REVISE,
         Request::Reclaim => RECLAIM,
+        Request::Spare { .. } => SPARE,
     };
     let mut out = Writer(vec![verb]);
     out.number(number);
@@ -96,6 +98,10 @@ pub(super) fn write_request(number: u32, request: &Request) -> io::Result<(Vec<u
         | Request::Goodbye
         | Request::Inspect
         | Request::Reclaim => {}
+        Request::Spare { devices } => {
+            out.number(devices.len() as u32);
+            devices.iter().for_each(|name| out.bytes(name.as_bytes()));
+        }
     }
     Ok((out.0, file))
 }
@@ -135,6 +141,7 @@ pub(super) fn read_request(message: &[u8], file: Option<OwnedFd>) -> Option<(u32
         NOTE => Order::Note { lines: file? },
         REVISE => Order::Revise(Mark { value: input.number()?, mask: input.number()? }),
         RECLAIM => Order::Reclaim,
+        SPARE => Order::Spare { devices: input.strings()? },
         _ => return None,
     };
     Some((number, order))
@@ -230,6 +237,7 @@ pub fn check_any_message(message: &[u8]) {
             Order::ReadFile(path) => path.as_os_str().len(),
             Order::Look { networks, devices } => networks.len() + devices.len(),
             Order::RunScript { environment, .. } => environment.len(),
+            Order::Spare { devices } => devices.len(),
             // rules travel as a file, and there is none
             Order::Install { .. } | Order::Update { .. } => usize::MAX,
             _ => 0,
@@ -311,6 +319,7 @@ const INSPECT: u8 = 10;
 const NOTE: u8 = 11;
 const REVISE: u8 = 12;
 const RECLAIM: u8 = 13;
+const SPARE: u8 = 14;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -353,6 +362,7 @@ mod tests {
             Request::Note { lines: "z".into() },
             Request::Revise(routes.mark),
             Request::Reclaim,
+            Request::Spare { devices: vec!["br-lan".into()] },
             Request::RunScript {
                 path: "/etc/an event".into(),
                 environment: vec![("EVENT".into(), "outbound_down".into()), ("NAME".into(), String::new())],
@@ -372,6 +382,7 @@ mod tests {
                 (Request::Look { networks, devices }, Order::Look { networks: n, devices: d }) => {
                     assert_eq!((networks, devices), (&n, &d));
                 }
+                (Request::Spare { devices }, Order::Spare { devices: read }) => assert_eq!(*devices, read),
                 (Request::ReadFile(path), Order::ReadFile(read)) => assert_eq!(*path, read),
                 (Request::RunScript { path, environment }, Order::RunScript { path: p, environment: e }) => {
                     assert_eq!((path, environment), (&p, &e));

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use super::bridges::{Spared, record_beside};
 use super::{Facts, Installation, backend, dnsmasq, look, main_router, questions, render, render_block};
 use crate::config::{self, Backend, Config, Env};
 use crate::error::Error;
@@ -85,6 +86,8 @@ pub fn clear(cfg: Option<&Config>) -> Vec<Error> {
             None => backend::remove_rules(Backend::Auto).err().into_iter().collect(),
         },
     });
+    let control = cfg.map(|cfg| cfg.globals.control.clone()).or_else(|| Some(defaults()?.globals.control));
+    errors.extend(control.and_then(|control| Spared::new(&record_beside(&control)).put_back().err()));
     errors
 }
 

@@ -4,6 +4,7 @@
 #[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod addresses;
 pub mod backend;
+pub mod bridges;
 pub mod commands;
 #[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod conntrack;
@@ -39,7 +40,7 @@ use std::path::Path;
 pub use render::{decided_mark, render, render_block, render_on_link, render_servers};
 pub use routes::PolicyRoutes;
 
-use crate::config::{Backend, Config, Families, Globals, Host, IpRange, Server};
+use crate::config::{Backend, Config, Families, Globals, Host, IpRange, Mode, Server};
 use crate::error::Error;
 
 /// Name of our table, family `inet`.
@@ -155,6 +156,12 @@ impl Facts {
     /// The device of a network that a listener or rule names, if it is up.
     pub fn device_of(&self, network: &str) -> Option<String> {
         self.networks.iter().find(|(name, _)| name == network).map(|(_, device)| device.clone())
+    }
+
+    /// The devices of listeners by TPROXY, and of those that are gone.
+    pub fn by_tproxy(&self, cfg: &Config) -> Vec<String> {
+        let listeners = cfg.listeners.iter().zip(&self.devices).filter(|(listener, _)| listener.mode == Mode::Tproxy);
+        listeners.flat_map(|(_, devices)| devices).chain(&self.former_devices).cloned().collect()
     }
 
     /// One line for each listener that catches nothing, because no network of its is up.

@@ -8,7 +8,7 @@ use crate::config::Backend;
 use crate::error::Error;
 use crate::event_loop::{Engine, number};
 use crate::helper::{Answer, Request};
-use crate::netfilter::{self, news::News};
+use crate::netfilter::{self, bridges::concerned, news::News};
 use crate::session::outbound::{HeldBack, Limiter};
 use crate::stats::events::Kind;
 use crate::store::timers::Tick;
@@ -85,8 +85,9 @@ impl Mending {
             self.due = Some(now.after(SETTLE));
             return;
         }
-        // iptables-legacy tells nobody when its rules go
-        let must_ask = rules.installed.facts.backend == Backend::Iptables;
+        // iptables-legacy tells nobody when its rules go, nor does who turns br_netfilter on
+        let facts = &rules.installed.facts;
+        let must_ask = facts.backend == Backend::Iptables || !concerned(&facts.by_tproxy(engine.config())).is_empty();
         self.due = must_ask.then(|| now.after(LOOK_AGAIN));
         let (networks, devices) = netfilter::questions(engine.config());
         match rules.helper.submit(Request::Look { networks, devices }) {
@@ -125,6 +126,8 @@ impl Mending {
             (Step::Inspecting(_, next), Answer::Done) if !rules.installed.is_elsewhere_than(&next) => Ok(Step::Idle),
             (Step::Inspecting(_, next), Answer::Done) => {
                 warn(&next.facts, engine.config());
+                // it may be about a bridge
+                rules.spare_bridges(engine.config(), &next.facts);
                 self.install(next, None, engine, rules)
             }
             (Step::Inspecting(_, next), Answer::Damaged(what)) => self.install(next, Some(what), engine, rules),

@@ -92,6 +92,9 @@ pub fn text_file(text: &str) -> io::Result<std::fs::File> {
 /// `O_NONBLOCK`, for opening a path that may be a pipe without anybody at its other end.
 pub const NONBLOCKING: i32 = nix::fcntl::OFlag::O_NONBLOCK.bits();
 
+/// `O_NOFOLLOW`, for opening a path whose last part somebody else may have put there.
+pub const NO_LINK: i32 = nix::fcntl::OFlag::O_NOFOLLOW.bits();
+
 /// Makes `fd` answer `WouldBlock` where it would wait.
 ///
 /// # Errors

@@ -229,6 +229,11 @@ pub fn is_root() -> bool {
     Uid::effective().is_root()
 }
 
+/// True if `user` is who this process acts as.
+pub fn is_own(user: u32) -> bool {
+    Uid::effective().as_raw() == user
+}
+
 /// The user and group ids of `name` in /etc/passwd; `None` if there is no such user.
 pub fn user_ids(name: &str) -> Option<(u32, u32)> {
     let user = User::from_name(name).ok().flatten()?;

@@ -200,6 +200,14 @@ impl Lab {
         client
     }
 
+    /// As [`Lab::new`], but the router's `lan0` is a port of its bridge `br-lan`, as on OpenWrt, and it has another bridge,
+    /// `docker0`.
+    pub fn behind_a_bridge() -> Lab {
+        let lab = Lab::new();
+        lab.router.tool("ip", &["-batch", "-"], BRIDGE);
+        lab
+    }
+
     /// A client in a network of its own behind another router of [`Lab::on_one_segment`], and its addresses, v4 and v6.
     pub fn client_behind(&self, main: &Namespace) -> (Namespace, [IpAddr; 2]) {
         let client = Namespace::new();
@@ -251,6 +259,16 @@ addr add fd00:1::fe/64 dev lan0 nodad
 link set lan0 up
 route add default via 192.168.1.1
 route add ::/0 via fd00:1::1
+";
+
+const BRIDGE: &str = "
+addr flush dev lan0
+link add docker0 type bridge
+link add br-lan type bridge
+link set lan0 master br-lan
+addr add 192.168.1.1/24 dev br-lan
+addr add fd00:1::1/64 dev br-lan nodad
+link set br-lan up
 ";
 
 const SECOND_NETWORK: &str = "

@@ -25,6 +25,7 @@ mod sock;
 mod socks;
 
 mod bad_servers;
+mod bridges;
 mod citizen;
 mod connect;
 mod costs;

@@ -17,7 +17,7 @@ use crate::{PLAIN, config};
 #[ignore = "a process that the tests of this file start"]
 fn daemon_process() {
     let path = PathBuf::from(std::env::var_os("TPROXYD_CONFIG").expect("started by hand"));
-    let mut helper = match Helper::start(&path) {
+    let mut helper = match Helper::start(&path, &path.with_extension("bridges")) {
         Ok(helper) => helper,
         Err(error) => {
             println!("\nfailed {error}");
