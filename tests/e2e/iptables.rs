@@ -208,9 +208,11 @@ fn load_by_init_script(tools: &Tools, lab: &Lab, config: &str) {
 over_both_kinds!(rules_that_somebody_flushes_are_put_back, |tools, lab| {
     let daemon = tools.start(&lab, &uci(Way::Direct, Family::V4));
     let whole = tools.state(&lab);
-    for line in ["iptables -t mangle -F", "iptables -t mangle -X", "ip6tables -t mangle -F PREROUTING"] {
-        tools.run(&lab.router, line);
-    }
+    // Between two commands the daemon may have put back the first half: the table is emptied in one.
+    let emptied = TempDir::new();
+    let emptied = emptied.write("emptied", "*mangle\nCOMMIT\n");
+    tools.run(&lab.router, &format!("iptables-restore {}", emptied.display()));
+    tools.run(&lab.router, "ip6tables -t mangle -F PREROUTING");
     let begin = Instant::now();
     while tools.state(&lab) != whole {
         assert!(begin.elapsed() < 4 * PATIENCE, "nobody notices");

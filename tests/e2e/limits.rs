@@ -64,7 +64,7 @@ fn two_thousand_tcp_sessions_at_once_are_served_and_leave_nothing_behind() {
 #[test]
 fn two_thousand_udp_flows_at_once_are_served_and_leave_nothing_behind() {
     const COUNT: u32 = 2_000;
-    let passage = Passage::open_with(Way::Direct, Family::V4, |uci| roomy(uci).outbound(&[("udp_timeout", "10s")]));
+    let passage = Passage::open_with(Way::Direct, Family::V4, |uci| roomy(uci).outbound(&[("udp_timeout", "300s")]));
     let (lab, daemon) = (&passage.lab, passage.daemon());
     let descriptors = daemon.descriptors();
     let servers = Family::BOTH.map(|family| udp(&lab.server, family.destination(7), 4_000));
@@ -81,6 +81,9 @@ fn two_thousand_udp_flows_at_once_are_served_and_leave_nothing_behind() {
         }
     }
     assert_eq!(daemon.status().number("udp.active"), u64::from(COUNT));
+    for family in Family::BOTH {
+        daemon.command("kick", &["--client", &family.client().to_string()]);
+    }
     let status = daemon.wait_idle();
     assert_eq!(status.number("udp.total"), u64::from(COUNT));
     assert_eq!((status.number("udp.refused"), status.number("udp.evicted")), (0, 0));
