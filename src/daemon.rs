@@ -1,6 +1,7 @@
 //! `tproxyd run`: from the configuration to the loop, and in reverse order at the end.
 
 mod hours;
+mod sandbox;
 mod script;
 
 use crate::config::{self, Config};
@@ -17,6 +18,7 @@ use crate::stats::events::Kind;
 use crate::store::timers::Tick;
 use crate::sys::process::{self, Signals, Wish};
 use hours::Hours;
+use sandbox::Refusals;
 use script::Scripts;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -70,6 +72,7 @@ pub fn run(options: &Options) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     log_sink::start(config.globals.log_level);
+    leave_last_words();
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
@@ -80,6 +83,15 @@ pub fn run(options: &Options) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Has a panic, which is a bug, told to the log before it ends the process; in a build that could go on as well.
+/// What becomes of traffic is for the helper to say and to do.
+fn leave_last_words() {
+    std::panic::set_hook(Box::new(|bug| {
+        log::error!("tproxyd ends by a bug, please report it: {}", bug.to_string().replace('\n', " "));
+        std::process::abort();
+    }));
 }
 
 /// Descriptors that `config` can need at once: every table full, all of it through proxies.
@@ -148,6 +160,7 @@ struct Daemon {
     scripts: Scripts,
     mending: Option<Mending>,
     hours: Hours,
+    refusals: Refusals,
     /// Events of which followers have been told.
     told: u64,
 }
@@ -182,6 +195,7 @@ impl Daemon {
         engine.watch(control.fd(), number::CONTROL)?;
         let scrapes = open_scrapes(&engine)?;
         process::drop_privileges(process::user_ids(USER)).map_err(|e| Error::new("give up privileges", &e))?;
+        sandbox::enter(engine.config().globals.sandbox);
         let reload = Reload::new(options.config.clone());
         let mut rules = None;
         if let Some(mut ready) = helper.take() {
@@ -212,7 +226,8 @@ impl Daemon {
         hours.note();
         hours.run(&mut engine, rules.as_mut(), &reload);
         let scripts = Scripts::default();
-        Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts, mending, hours, told: 0 })
+        let refusals = Refusals::default();
+        Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts, mending, hours, refusals, told: 0 })
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -283,6 +298,7 @@ impl Daemon {
             }
             self.serve_control();
             self.hours.run(&mut self.engine, self.rules.as_mut(), &self.reload);
+            self.refusals.tell();
             self.tell();
         }
     }

@@ -6,13 +6,12 @@ use std::path::Path;
 use super::system::Root;
 use super::{Finding, Findings, ports};
 use crate::config::{Config, Resolver};
-use crate::sys::process;
+use crate::sys::{process, sandbox};
 
 pub(super) fn check(findings: &mut Findings, cfg: &Config, root: &Root, rules_loaded: bool) {
     user(findings, process::is_root(), process::user_ids("tproxyd"));
     if cfg.globals.sandbox {
-        let text = "this build filters no system calls (`option sandbox`): its user, three capabilities and no_new_privs confine it";
-        findings.push(Finding::ok("sandbox", text));
+        sandbox(findings, root);
     }
     let directory = cfg.globals.control.parent().unwrap_or(Path::new("/"));
     if !directory.is_dir() && !directory.parent().is_some_and(Path::is_dir) {
@@ -42,6 +41,19 @@ fn user(findings: &mut Findings, is_root: bool, ids: Option<(u32, u32)>) {
         let text = "there is no user tproxyd: the network process would run as root";
         findings.push(Finding::warn("user", text, "the package makes it; by hand: useradd -r -s /bin/false tproxyd"));
     }
+}
+
+/// Beside its user, three capabilities and `no_new_privs`.
+fn sandbox(findings: &mut Findings, root: &Root) {
+    let actions = root.read("proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    let text = if !sandbox::BUILT {
+        "this build filters no system calls (`option sandbox`): its user, three capabilities and no_new_privs confine it"
+    } else if actions.split(' ').any(|action| action == "trap") {
+        "the network process gets only the system calls that it needs"
+    } else {
+        "this kernel filters no system calls (CONFIG_SECCOMP_FILTER): user, three capabilities and no_new_privs confine tproxyd"
+    };
+    findings.push(Finding::ok("sandbox", text));
 }
 
 fn resolver(findings: &mut Findings, cfg: &Config) {

@@ -137,7 +137,12 @@ fn target() -> String {
 }
 
 fn features() -> String {
-    let all = [("watch", cfg!(feature = "watch"))];
+    let all = [
+        ("quic", cfg!(feature = "quic")),
+        ("sandbox", crate::sys::sandbox::BUILT),
+        ("shadowsocks", cfg!(feature = "shadowsocks")),
+        ("watch", cfg!(feature = "watch")),
+    ];
     let built: Vec<&str> = all.into_iter().filter(|(_, built)| *built).map(|(name, _)| name).collect();
     if built.is_empty() { "no optional features".into() } else { format!("with {}", built.join(", ")) }
 }

@@ -126,10 +126,11 @@ impl Engine {
             all.push("rules".into());
         }
         let fixed = |globals: &config::Globals| {
-            (globals.tcp_sessions, globals.udp_sessions, globals.relay_memory, globals.mark, globals.self_mark)
+            let marks = (globals.mark, globals.self_mark, globals.sandbox);
+            (globals.tcp_sessions, globals.udp_sessions, globals.relay_memory, marks)
         };
         if fixed(&old.globals) != fixed(&new.globals) {
-            all.push("table sizes or marks (which take effect at the next restart)".into());
+            all.push("table sizes, marks or sandbox (which take effect at the next restart)".into());
         } else if old.globals != new.globals {
             all.push("globals".into());
         }

@@ -13,6 +13,7 @@ pub mod passing;
 pub mod process;
 pub mod random;
 pub mod raw;
+pub mod sandbox;
 pub mod sockaddr;
 pub mod socket;
 pub mod sockopt;

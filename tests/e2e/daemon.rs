@@ -1,5 +1,6 @@
 //! The daemon under test: its configuration, its start, what it says of itself, its end.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -104,6 +105,7 @@ pub struct Daemon {
     router: Namespace,
     dir: TempDir,
     config: PathBuf,
+    refusals_are_meant: Cell<bool>,
 }
 
 impl Daemon {
@@ -125,7 +127,8 @@ impl Daemon {
         let config = dir.write("tproxyd", &uci.text(&control_of(&dir)));
         let mut command = router.command(PROGRAM);
         command.args(["run", "--config"]).arg(&config);
-        let daemon = Daemon { process: Process::start(command), router, dir, config };
+        let daemon =
+            Daemon { process: Process::start(command), router, dir, config, refusals_are_meant: Cell::default() };
         daemon.process.wait_for_line(READY);
         daemon
     }
@@ -141,7 +144,12 @@ impl Daemon {
         let config = dir.write("tproxyd", &uci.text(&control_of(&dir)));
         let mut command = command(&router);
         command.args(["run", "--config"]).arg(&config).args(args);
-        Daemon { process: Process::start(command), router, dir, config }
+        Daemon { process: Process::start(command), router, dir, config, refusals_are_meant: Cell::default() }
+    }
+
+    /// That its sandbox refuses system calls is what this test is about.
+    pub fn refusals_are_meant(&self) {
+        self.refusals_are_meant.set(true);
     }
 
     /// Starts it once more after its end, with the same files.
@@ -275,6 +283,17 @@ impl Daemon {
 
     fn memory_of(&self, kind: &str) -> u64 {
         memory_of(&self.process.pid().to_string(), kind)
+    }
+}
+
+impl Drop for Daemon {
+    /// The sandbox must have allowed all that was needed, in every test.
+    fn drop(&mut self) {
+        let said = self.process.said();
+        let refused = said.lines().find(|line| line.contains("has refused system call"));
+        if !self.refusals_are_meant.get() && !std::thread::panicking() {
+            assert_eq!(refused, None);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! `failures.rs`, `connect.rs` and `shadowsocks.rs`, those of the daemon's own life in `lifecycle.rs`.
 
 mod bounds;
+mod bugs;
 mod flood;
 mod greedy;
 mod network;

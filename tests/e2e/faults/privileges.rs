@@ -45,6 +45,7 @@ fn the_network_process_is_its_own_user_with_three_capabilities_and_no_way_back()
     }
     assert_eq!(u64::from_str_radix(&field(pid, "CapInh:"), 16), Ok(0));
     assert_eq!(field(pid, "NoNewPrivs:"), "1");
+    assert_eq!(field(pid, "Seccomp:"), if tproxyd::sys::sandbox::BUILT { "2" } else { "0" });
     if !alone {
         assert_eq!(field(pid, "Uid:").split_whitespace().collect::<Vec<_>>(), ["453"; 4]);
         assert_eq!(field(pid, "Gid:").split_whitespace().collect::<Vec<_>>(), ["453"; 4]);
