@@ -1,5 +1,6 @@
 //! What whoever takes it over, or looks at it from aside, would get.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use crate::lab::{Family, Lab};
 use crate::over_ways;
 use crate::passage::uci;
 use crate::process::TempDir;
-use crate::sock::{accept, connect, exchange, expect_reset, listen, refusal, try_connect, udp};
+use crate::sock::{accept, connect, exchange, listen, refusal, udp};
 
 fn field(pid: u32, name: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
@@ -120,7 +121,7 @@ over_ways!(whoever_calls_the_listeners_own_port_gets_nowhere, |way, _family| {
         udp(ns, Family::V4.any(), 0).send_to(b"hello", port).expect("send");
     }
     let own = SocketAddr::new("192.168.1.1".parse().expect("an address"), 2_333);
-    expect_reset(&mut try_connect(&lab.router, own).expect("the port is open"));
+    assert_eq!(refusal(&lab.router, own), ErrorKind::ConnectionReset, "the port is open, and of no use");
     udp(&lab.router, Family::V4.any(), 0).send_to(b"hello", own).expect("send");
     let status = daemon.status_until("both of the router's are counted", |status| {
         // a redirected datagram that was not redirected has no destination
