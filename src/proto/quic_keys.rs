@@ -1,13 +1,9 @@
 //! Keys of QUIC's Initial packets (RFC 9001 section 5, RFC 9369 section 3.3): they hide nothing, since whoever sees the first
 //! packet can derive them.
 
-use aes_gcm::Aes128Gcm;
-use aes_gcm::aead::AeadInPlace;
-use aes_gcm::aead::generic_array::GenericArray;
-use aes_gcm::aes::Aes128;
-use aes_gcm::aes::cipher::{BlockEncrypt, KeyInit};
 use hkdf::Hkdf;
 use sha2::Sha256;
+use tproxyd_ciphers::{Cipher, encrypt_block_128};
 
 /// Versions whose Initial packets can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +16,9 @@ pub(super) enum Version {
 
 /// What opens the Initial packets of a client.
 pub(super) struct InitialKeys {
-    packet: Aes128Gcm,
+    packet: Cipher,
     iv: [u8; 12],
-    header: Aes128,
+    header: [u8; 16],
 }
 
 /// Octets of the tag behind a packet.
@@ -65,17 +61,13 @@ impl InitialKeys {
         expand(&client, key, &mut packet_key)?;
         expand(&client, iv, &mut packet_iv)?;
         expand(&client, header, &mut header_key)?;
-        Some(InitialKeys {
-            packet: Aes128Gcm::new(&packet_key.into()),
-            iv: packet_iv,
-            header: Aes128::new(&header_key.into()),
-        })
+        Some(InitialKeys { packet: Cipher::aes128(&packet_key), iv: packet_iv, header: header_key })
     }
 
     /// The mask of header protection.
     pub(super) fn mask(&self, sample: [u8; SAMPLE]) -> [u8; 5] {
-        let mut block = GenericArray::from(sample);
-        self.header.encrypt_block(&mut block);
+        let mut block = sample;
+        encrypt_block_128(&self.header, &mut block);
         [block[0], block[1], block[2], block[3], block[4]]
     }
 
@@ -85,7 +77,7 @@ impl InitialKeys {
         for (octet, part) in nonce[8..].iter_mut().zip(number.to_be_bytes()) {
             *octet ^= part;
         }
-        self.packet.decrypt_in_place_detached(&nonce.into(), header, payload, &tag.into()).is_ok()
+        self.packet.open(nonce, header, payload, tag)
     }
 
     /// The other way round, for tests.
@@ -95,7 +87,7 @@ impl InitialKeys {
         for (octet, part) in nonce[8..].iter_mut().zip(number.to_be_bytes()) {
             *octet ^= part;
         }
-        self.packet.encrypt_in_place_detached(&nonce.into(), header, payload).unwrap().into()
+        self.packet.seal(nonce, header, payload).unwrap()
     }
 }
 

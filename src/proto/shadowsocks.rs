@@ -3,12 +3,9 @@
 
 use super::Writer;
 use super::socks5::{put_address, put_name};
-use aes_gcm::aes::cipher::BlockEncrypt;
-use aes_gcm::{Aes128Gcm, Aes256Gcm};
-use chacha20poly1305::ChaCha20Poly1305;
-use chacha20poly1305::aead::{AeadInPlace, KeyInit};
 use std::fmt;
 use std::net::SocketAddr;
+use tproxyd_ciphers::{Cipher, decrypt_block_128, decrypt_block_256, encrypt_block_128, encrypt_block_256};
 
 pub mod datagram;
 pub mod stream;
@@ -16,8 +13,7 @@ pub mod stream;
 /// Octets of the longest key and salt.
 pub const KEY_MAX: usize = 32;
 
-/// Octets of an authentication tag.
-pub const TAG: usize = 16;
+pub use tproxyd_ciphers::TAG;
 
 /// The ways to encrypt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,14 +125,11 @@ impl MasterKey {
 
     /// AES of one block with the key itself: the separate header of SIP022's datagrams.
     fn block(&self, block: &mut [u8; 16], encrypt: bool) {
-        use aes_gcm::aes::cipher::BlockDecrypt;
-        use aes_gcm::aes::{Aes128, Aes256};
-        let block = block.into();
-        match (self.method.key_len(), encrypt) {
-            (16, true) => Aes128::new(self.octets().into()).encrypt_block(block),
-            (16, false) => Aes128::new(self.octets().into()).decrypt_block(block),
-            (_, true) => Aes256::new(self.octets().into()).encrypt_block(block),
-            (_, false) => Aes256::new(self.octets().into()).decrypt_block(block),
+        match (self.octets().try_into(), encrypt) {
+            (Ok(key), true) => encrypt_block_128(key, block),
+            (Ok(key), false) => decrypt_block_128(key, block),
+            (Err(_), true) => encrypt_block_256(&self.key, block),
+            (Err(_), false) => decrypt_block_256(&self.key, block),
         }
     }
 }
@@ -163,52 +156,29 @@ struct Subkey {
 }
 
 impl Subkey {
+    /// Set up: made anew in each turn, since it is larger than all else that a session keeps.
     fn cipher(&self) -> Cipher {
-        match self.method {
-            Method::Aes128Gcm | Method::Blake3Aes128Gcm => Cipher::Aes128(Aes128Gcm::new(self.key[..16].into())),
-            Method::Aes256Gcm | Method::Blake3Aes256Gcm => Cipher::Aes256(Aes256Gcm::new(&self.key.into())),
-            Method::ChaCha20Poly1305 | Method::Blake3ChaCha20Poly1305 => {
-                Cipher::ChaCha20(ChaCha20Poly1305::new(&self.key.into()))
-            }
+        match (self.method, self.key.first_chunk()) {
+            (Method::Aes128Gcm | Method::Blake3Aes128Gcm, Some(key)) => Cipher::aes128(key),
+            (Method::ChaCha20Poly1305 | Method::Blake3ChaCha20Poly1305, _) => Cipher::chacha20(&self.key),
+            _ => Cipher::aes256(&self.key),
         }
     }
 }
 
-/// A cipher with its key set up: made anew in each turn, since it is larger than all else that a session keeps.
-#[expect(clippy::large_enum_variant, reason = "it lives on the stack of one call")]
-enum Cipher {
-    Aes128(Aes128Gcm),
-    Aes256(Aes256Gcm),
-    ChaCha20(ChaCha20Poly1305),
+/// Encrypts the text before the last [`TAG`] octets of `buffer`, and writes the tag there.
+fn seal(cipher: &Cipher, nonce: [u8; 12], buffer: &mut [u8]) {
+    let Some((text, tag)) = buffer.split_last_chunk_mut::<TAG>() else { return };
+    // `None` for texts of gigabytes only
+    if let Some(sealed) = cipher.seal(nonce, &[], text) {
+        *tag = sealed;
+    }
 }
 
-impl Cipher {
-    /// Encrypts the text before the last [`TAG`] octets of `buffer`, and writes the tag there.
-    fn seal(&self, nonce: [u8; 12], buffer: &mut [u8]) {
-        let (text, tag) = buffer.split_at_mut(buffer.len() - TAG);
-        let nonce = &nonce.into();
-        let sealed = match self {
-            Cipher::Aes128(cipher) => cipher.encrypt_in_place_detached(nonce, &[], text),
-            Cipher::Aes256(cipher) => cipher.encrypt_in_place_detached(nonce, &[], text),
-            Cipher::ChaCha20(cipher) => cipher.encrypt_in_place_detached(nonce, &[], text),
-        };
-        // fails for texts of gigabytes only
-        if let Ok(sealed) = sealed {
-            tag.copy_from_slice(&sealed);
-        }
-    }
-
-    /// Decrypts in place the text before the tag that ends `buffer`, and returns it; `None`: it is not authentic.
-    fn open<'a>(&self, nonce: [u8; 12], buffer: &'a mut [u8]) -> Option<&'a mut [u8]> {
-        let (text, tag) = buffer.split_at_mut(buffer.len().checked_sub(TAG)?);
-        let (nonce, tag) = (&nonce.into(), (&*tag).into());
-        let opened = match self {
-            Cipher::Aes128(cipher) => cipher.decrypt_in_place_detached(nonce, &[], text, tag),
-            Cipher::Aes256(cipher) => cipher.decrypt_in_place_detached(nonce, &[], text, tag),
-            Cipher::ChaCha20(cipher) => cipher.decrypt_in_place_detached(nonce, &[], text, tag),
-        };
-        opened.ok().map(|()| text)
-    }
+/// Decrypts in place the text before the tag that ends `buffer`, and returns it; `None`: it is not authentic.
+fn open<'a>(cipher: &Cipher, nonce: [u8; 12], buffer: &'a mut [u8]) -> Option<&'a mut [u8]> {
+    let (text, tag) = buffer.split_last_chunk_mut::<TAG>()?;
+    cipher.open(nonce, &[], text, *tag).then_some(text)
 }
 
 /// Where a flow goes: an address, or a name for the server to look up, at the address's port.

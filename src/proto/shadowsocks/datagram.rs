@@ -1,11 +1,10 @@
 //! UDP: each datagram by itself (SIP004 "UDP", SIP022 section 3.2).
 
-use super::{KEY_MAX, MasterKey, Method, Refusal, TAG, Target, in_time};
+use super::{KEY_MAX, MasterKey, Method, Refusal, TAG, Target, in_time, open, seal};
 use crate::proto::socks5::{Endpoint, read_address};
 use crate::proto::{Reader, Writer};
-use chacha20poly1305::XChaCha20Poly1305;
-use chacha20poly1305::aead::{AeadInPlace, KeyInit};
 use std::net::SocketAddr;
+use tproxyd_ciphers::Cipher;
 
 /// Octets that a datagram takes at most beside its payload.
 pub const OVERHEAD_MAX: usize = KEY_MAX + 16 + 1 + 8 + 2 + (2 + 255 + 2) + TAG;
@@ -112,24 +111,23 @@ impl Session {
         let (head, body) = out[..end].split_at_mut(head);
         match key.method {
             Method::Blake3ChaCha20Poly1305 => {
-                head.copy_from_slice(&lent.random[..24]);
-                let (text, tag) = body.split_at_mut(body.len() - TAG);
-                let cipher = XChaCha20Poly1305::new(key.octets().into());
-                let sealed = cipher.encrypt_in_place_detached((&*head).into(), &[], text).ok()?;
-                tag.copy_from_slice(&sealed);
+                let random = lent.random.first_chunk()?;
+                head.copy_from_slice(random);
+                let (cipher, nonce) = Cipher::xchacha20(&key.key, random);
+                seal(&cipher, nonce, body);
             }
             method if method.is_2022() => {
                 let mut header = [0; 16];
                 header[..8].copy_from_slice(&self.id);
                 header[8..].copy_from_slice(&self.sent.to_be_bytes());
                 let nonce = header[4..].try_into().ok()?;
-                key.subkey(&self.id).cipher().seal(nonce, body);
+                seal(&key.subkey(&self.id).cipher(), nonce, body);
                 key.block(&mut header, true);
                 head.copy_from_slice(&header);
             }
             _ => {
                 head.copy_from_slice(&lent.random[..head.len()]);
-                key.subkey(head).cipher().seal([0; 12], body);
+                seal(&key.subkey(head).cipher(), [0; 12], body);
             }
         }
         self.sent += 1;
@@ -146,12 +144,9 @@ impl Session {
         let mut number = [0; 16];
         let (text, start) = match key.method {
             Method::Blake3ChaCha20Poly1305 => {
-                let (nonce, body) = datagram.split_at_mut_checked(24).ok_or(Refusal::Malformed)?;
-                let text_len = body.len().checked_sub(TAG).ok_or(Refusal::Malformed)?;
-                let (text, tag) = body.split_at_mut(text_len);
-                let cipher = XChaCha20Poly1305::new(key.octets().into());
-                let opened = cipher.decrypt_in_place_detached((&*nonce).into(), &[], text, (&*tag).into());
-                opened.map_err(|_| Refusal::NotAuthentic)?;
+                let (nonce, body) = datagram.split_first_chunk_mut().ok_or(Refusal::Malformed)?;
+                let (cipher, nonce) = Cipher::xchacha20(&key.key, nonce);
+                let text = open(&cipher, nonce, body).ok_or(Refusal::NotAuthentic)?;
                 let (header, text) = text.split_at_checked(16).ok_or(Refusal::Malformed)?;
                 number = header.try_into().map_err(|_| Refusal::Malformed)?;
                 (text, 24 + 16)
@@ -161,13 +156,13 @@ impl Session {
                 let mut header: [u8; 16] = (&*head).try_into().map_err(|_| Refusal::Malformed)?;
                 key.block(&mut header, false);
                 let nonce = header[4..].try_into().map_err(|_| Refusal::Malformed)?;
-                let text = key.subkey(&header[..8]).cipher().open(nonce, body).ok_or(Refusal::NotAuthentic)?;
+                let text = open(&key.subkey(&header[..8]).cipher(), nonce, body).ok_or(Refusal::NotAuthentic)?;
                 number = header;
                 (&*text, 16)
             }
             method => {
                 let (salt, body) = datagram.split_at_mut_checked(method.key_len()).ok_or(Refusal::Malformed)?;
-                let text = key.subkey(salt).cipher().open([0; 12], body).ok_or(Refusal::NotAuthentic)?;
+                let text = open(&key.subkey(salt).cipher(), [0; 12], body).ok_or(Refusal::NotAuthentic)?;
                 (&*text, method.key_len())
             }
         };

@@ -5,8 +5,11 @@
 //! down  salt │ [2022: sealed type, time, our salt, length │ sealed first bytes │] chunks
 //! chunk sealed length │ sealed bytes
 //! ```
+//!
+//! What has come before is remembered by servers alone: a client's salt is in the answer, where nobody else's will do, so it
+//! need not remember the server's (SIP022 section 3.1.5).
 
-use super::{KEY_MAX, MasterKey, Refusal, Subkey, TAG, Target, in_time};
+use super::{KEY_MAX, MasterKey, Refusal, Subkey, TAG, Target, in_time, open, seal};
 use crate::proto::Writer;
 
 /// Most octets of one chunk that we send (SIP004; SIP022 allows more).
@@ -116,8 +119,8 @@ impl Stream {
         } else {
             out[head..head + 2].copy_from_slice(&len.to_be_bytes());
         }
-        cipher.seal(self.up.next_nonce(), &mut out[head..begin]);
-        cipher.seal(self.up.next_nonce(), &mut out[begin..end]);
+        seal(&cipher, self.up.next_nonce(), &mut out[head..begin]);
+        seal(&cipher, self.up.next_nonce(), &mut out[begin..end]);
         Some(end)
     }
 
@@ -130,9 +133,9 @@ impl Stream {
             let chunk = out.get_mut(at..at + part.len() + OVERHEAD)?;
             let (length, payload) = chunk.split_at_mut(2 + TAG);
             length[..2].copy_from_slice(&(part.len() as u16).to_be_bytes());
-            cipher.seal(self.up.next_nonce(), length);
+            seal(&cipher, self.up.next_nonce(), length);
             payload[..part.len()].copy_from_slice(part);
-            cipher.seal(self.up.next_nonce(), payload);
+            seal(&cipher, self.up.next_nonce(), payload);
             at += part.len() + OVERHEAD;
         }
         Some(at)
@@ -159,7 +162,7 @@ impl Stream {
                 self.awaits = if self.master.method.is_2022() { Unit::Header } else { Unit::Length };
                 continue;
             };
-            let opened = with.open(self.down.next_nonce(), unit).ok_or(Refusal::NotAuthentic)?;
+            let opened = open(with, self.down.next_nonce(), unit).ok_or(Refusal::NotAuthentic)?;
             self.awaits = match self.awaits {
                 Unit::Salt | Unit::Length => Unit::Payload(self.read_length(opened)?),
                 Unit::Header => Unit::Payload(self.read_header(self.salt, opened, now)?),

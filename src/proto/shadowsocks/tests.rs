@@ -49,7 +49,7 @@ fn answer(key: MasterKey, request: &[u8], texts: &[&[u8]]) -> Vec<u8> {
         let mut counter = [0; 12];
         counter[..8].copy_from_slice(&nonce.to_le_bytes());
         nonce += 1;
-        cipher.seal(counter, &mut sealed);
+        seal(&cipher, counter, &mut sealed);
         out.extend(sealed);
     };
     for (n, text) in texts.iter().enumerate() {
@@ -136,7 +136,7 @@ fn what_is_sealed_is_the_target_the_first_bytes_and_chunks() {
             counter[..8].copy_from_slice(&nonce.to_le_bytes());
             nonce += 1;
             at += n + TAG;
-            cipher.open(counter, &mut out[at - n - TAG..at]).expect(name).to_vec()
+            open(&cipher, counter, &mut out[at - n - TAG..at]).expect(name).to_vec()
         };
         let length = |octets: &[u8]| usize::from(u16::from_be_bytes([octets[0], octets[1]]));
         let first = if method.is_2022() { length(&next(11)[9..]) } else { length(&next(2)) };
@@ -174,13 +174,13 @@ fn datagrams_come_back_and_none_of_2022_twice() {
             let body = [&body[..], &[1, 203, 0, 113, 1, 1, 0xbb], b"answer", &[0; TAG]].concat();
             let header = [&session.to_be_bytes()[..], &number.to_be_bytes()].concat();
             if method == Method::Blake3ChaCha20Poly1305 {
-                let cipher = chacha20poly1305::XChaCha20Poly1305::new(key.octets().into());
-                let mut text = [&header[..], &body[..body.len() - TAG]].concat();
-                let tag = cipher.encrypt_in_place_detached(&[4; 24].into(), &[], &mut text).unwrap();
-                return [&[4; 24][..], &text, &tag].concat();
+                let (cipher, nonce) = Cipher::xchacha20(&key.key, &[4; 24]);
+                let mut sealed = [&header[..], &body].concat();
+                seal(&cipher, nonce, &mut sealed);
+                return [&[4; 24][..], &sealed].concat();
             }
             let mut sealed = body;
-            key.subkey(&header[..8]).cipher().seal(header[4..].try_into().unwrap(), &mut sealed);
+            seal(&key.subkey(&header[..8]).cipher(), header[4..].try_into().unwrap(), &mut sealed);
             let mut block: [u8; 16] = header.try_into().unwrap();
             key.block(&mut block, true);
             [&block[..], &sealed].concat()
@@ -229,5 +229,61 @@ fn no_octets_from_a_server_do_harm() {
             let _ = Stream::new(key(method), [0; KEY_MAX]).open(&mut octets.clone(), NOW);
             assert!(Session::new(1).open(&key(method), &mut octets.clone(), NOW).is_err());
         }
+    }
+}
+
+fn octets(hex: &str) -> Vec<u8> {
+    hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}
+
+#[test]
+fn ciphers_give_what_their_specifications_print() {
+    let long: [u8; 32] = std::array::from_fn(|n| 0x80 + n as u8);
+    let text = "Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it.";
+    let chacha = (Cipher::chacha20(&long), [7, 0, 0, 0, 0x40, 0x41, 0x42, 0x43, 0x44, 0x45, 0x46, 0x47]);
+    let xchacha = Cipher::xchacha20(&long, &std::array::from_fn(|n| 0x40 + n as u8));
+    let aes = Cipher::aes128(octets("feffe9928665731c6d6a8f9467308308").first_chunk().unwrap());
+    let header = "50515253c0c1c2c3c4c5c6c7";
+    let aes_text = "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39";
+    let cases = [
+        // RFC 8439 section 2.8.2
+        (
+            chacha,
+            header,
+            text.as_bytes().to_vec(),
+            concat!(
+                "d31a8d34648e60db7b86afbc53ef7ec2a4aded51296e08fea9e2b5a736ee62d63dbea45e8ca9671282fafb69da92728b1a71de0a9e060b2905",
+                "d6a5b67ecd3b3692ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc3ff4def08e4b7a9de576d26586cec64b6116",
+            ),
+            "1ae10b594f09e26a7e902ecbd0600691",
+        ),
+        // draft-irtf-cfrg-xchacha-03 appendix A.3
+        (
+            xchacha,
+            header,
+            text.as_bytes().to_vec(),
+            concat!(
+                "bd6d179d3e83d43b9576579493c0e939572a1700252bfaccbed2902c21396cbb731c7f1b0b4aa6440bf3a82f4eda7e39ae64c6708c54c216cb",
+                "96b72e1213b4522f8c9ba40db5d945b11b69b982c1bb9e3f3fac2bc369488f76b2383565d3fff921f9664c97637da9768812f615c68b13b52e",
+            ),
+            "c0875924c1c7987947deafd8780acf49",
+        ),
+        // McGrew and Viega, The Galois/Counter Mode of Operation, test case 4
+        (
+            (aes, *octets("cafebabefacedbaddecaf888").first_chunk().unwrap()),
+            "feedfacedeadbeeffeedfacedeadbeefabaddad2",
+            octets(aes_text),
+            "42831ec2217774244b7221b784d0d49ce3aa212f2c02a4e035c17e2329aca12e21d514b25466931c7d8f6a5aac84aa051ba30b396a0aac973d58e091",
+            "5bc94fbc3221a5db94fae95ae7121a47",
+        ),
+    ];
+    for ((cipher, nonce), header, text, sealed, tag) in cases {
+        let (mut buffer, header) = (text.clone(), octets(header));
+        assert_eq!(cipher.seal(nonce, &header, &mut buffer).unwrap()[..], octets(tag));
+        assert_eq!(buffer, octets(sealed));
+        let mut tag: [u8; TAG] = *octets(tag).first_chunk().unwrap();
+        assert!(cipher.open(nonce, &header, &mut buffer, tag) && buffer == text);
+        tag[15] ^= 1;
+        assert!(!cipher.open(nonce, &header, &mut octets(sealed), tag));
     }
 }
