@@ -37,6 +37,7 @@ mod failures;
 mod faults;
 mod forward;
 mod groups;
+mod half_close;
 mod hours;
 mod integrity;
 mod iptables;

@@ -125,7 +125,7 @@ pub fn dante(lab: &Lab, files: &TempDir) -> Process {
 }
 
 /// `user.privileged` is all there is inside a user namespace with one user.
-const DANTE: &str = "
+pub const DANTE: &str = "
 logoutput: stdout
 internal: eth0 port = 1080
 external: eth0

@@ -41,6 +41,17 @@ pub fn haproxy(lab: &Lab, files: &TempDir, family: Family, port: u16, text: &str
     until(lab, family, port, Process::start(command))
 }
 
+/// HAProxy that passes connections at port 8000 on to port 9001 as they are.
+pub fn passing_on(lab: &Lab, files: &TempDir, family: Family) -> Process {
+    let [front, back, ready] = [8_000, 9_001, 8_001].map(|port| at(family.proxy(), port));
+    let text = format!(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+         listen pass\n bind {front}\n server far {back}\nlisten ready\n bind {ready}\n"
+    );
+    // to ask at the front would lead to what listens behind
+    haproxy(lab, files, family, 8_001, &text)
+}
+
 /// Squid, which never keeps root: so it is not to be had where there is no other user.
 pub fn squid(lab: &Lab, files: &TempDir, family: Family, more: &str) -> Option<Process> {
     let map = std::fs::read_to_string("/proc/self/uid_map").expect("a map of users");

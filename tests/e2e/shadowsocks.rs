@@ -14,7 +14,8 @@ use crate::sock::{
     accept, connect, exchange, expect_reset, listen, read_all, read_n, receive, refusal, udp, until_listening,
 };
 
-const PORT: u16 = 8_388;
+/// Where the servers listen.
+pub const PORT: u16 = 8_388;
 
 pub const OLD: [(&str, &str); 3] =
     [("aes-128-gcm", "secret"), ("aes-256-gcm", "secret"), ("chacha20-ietf-poly1305", "another secret")];

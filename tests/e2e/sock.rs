@@ -134,3 +134,12 @@ pub fn until_listening(ns: &Namespace, at: SocketAddr) {
         std::thread::yield_now();
     }
 }
+
+/// Waits until nobody listens at `at` any more: what a server that was killed leaves behind may live a little longer.
+pub fn until_silent(ns: &Namespace, at: SocketAddr) {
+    let begin = std::time::Instant::now();
+    while try_connect(ns, at).is_ok() {
+        assert!(begin.elapsed() < PATIENCE, "somebody still listens at {at}");
+        std::thread::yield_now();
+    }
+}
