@@ -5,6 +5,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "it measures, so it reads the clock")]
 
+#[cfg(feature = "shadowsocks")]
+mod ciphers;
 mod client;
 mod machine;
 mod measure;
@@ -22,6 +24,7 @@ load socks ADDR:PORT                              a SOCKS5 server without passwo
 load bulk ADDR:PORT up|down MIB STREAMS [MBIT]    MIB in all over STREAMS connections, at MBIT/s in all if given
 load short ADDR:PORT COUNT CONCURRENT             connections: 128 bytes each way, close
 load datagrams ADDR:PORT COUNT SIZE WINDOW FLOWS  UDP round trips, WINDOW under way, from FLOWS ports in turn
+load ciphers TIMES                                seals 48 KB with each method of Shadowsocks
 load seed                                         gives the kernel the randomness that an emulated machine lacks
 load nic DEVICE tso|gso|gro on|off                what a network device takes off the kernel's hands
 load report here|emulated FIGURES SVG             tables of what was measured, and a chart
@@ -60,6 +63,8 @@ fn run(words: &[&str]) -> Result<String, String> {
         ["datagrams", to, count, size, window, flows] => {
             client::datagrams(address(to)?, number(count)?, number(size)?, number(window)?, number(flows)?)
         }
+        #[cfg(feature = "shadowsocks")]
+        ["ciphers", times] => ciphers::sealed(number(times)?),
         ["seed"] => machine::seed().map_err(io),
         ["nic", device, feature, state] => machine::nic(device, feature, state == "on").map_err(io),
         ["report", "here", figures, svg] => report::here(figures.as_ref(), svg.as_ref()),

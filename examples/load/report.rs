@@ -122,6 +122,20 @@ impl Results {
         text
     }
 
+    /// Of `load ciphers`, if it was asked for.
+    fn ciphers(&self) -> String {
+        let methods = self.rows.keys().filter(|(peer, _)| peer == "ciphers");
+        let rows = methods.filter_map(|(peer, method)| {
+            let per_octet = self.values(peer, method, |figures| per_unit(figures, "busy_ns"));
+            Some(format!("| `{method}` | {} |\n", figures(median(&per_octet)?)))
+        });
+        let rows: String = rows.collect();
+        if rows.is_empty() {
+            return rows;
+        }
+        format!("\n**Shadowsocks: instructions for an octet that is sealed**\n\n| | |\n|---|--:|\n{rows}")
+    }
+
     fn memory_table(&self) -> String {
         let mut text =
             String::from("\n**Memory of the proxy's processes, KB: proportional (PSS) / private and written**\n\n");
@@ -190,6 +204,7 @@ pub(crate) fn emulated(folder: &Path, svg: &Path) -> Result<String, String> {
         .table("The whole machine (client, server, kernel, proxy): thousand instructions per unit", |peer, work| {
             results.instructions(peer, work.name).map(figures)
         });
+    text += &results.ciphers();
     text += &results.memory_table();
     let bars = |work: &Work| {
         let bars = PEERS.iter().filter_map(|(peer, name, _)| Some((*name, results.added(peer, work.name)?)));

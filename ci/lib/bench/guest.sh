@@ -7,6 +7,10 @@ STATE=/tmp LOAD=/bin/load TPROXYD=/bin/tproxyd BENCH_FLOOR=/bin/floor
 export LOAD TPROXYD BENCH_FLOOR
 . /bench/router.sh
 . /bench/peers.sh
+if [ "$PEER" = ciphers ]; then
+	"$LOAD" ciphers 8
+	exit
+fi
 "$LOAD" seed >/dev/null
 ulimit -n 8192
 prepare || exit 1
