@@ -13,6 +13,7 @@ use crate::stats::Stats;
 use crate::store::meters::Meters;
 use crate::store::names::Names;
 use crate::store::pool::Pool;
+use crate::store::quotas::Quotas;
 use crate::store::shares::Shares;
 use crate::sys::dgram::ReceiveBatch;
 
@@ -74,10 +75,13 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + Checks::MEMORY
         + Spares::MEMORY
         + control::MEMORY_MAX;
-    // untouched, and so without memory, before the first of such a flow
-    let measures = config.rules.iter().any(Rule::is_limited);
-    let meters = if measures { Meters::memory_max(tables.tcp + tables.udp) } else { 0 };
-    let variable = meters + SET_COPIES * sets(config) + COPIES * sections(config) + lines_for_dnsmasq(config);
+    // untouched, and so without memory, before the first flow under such a rule
+    let flows = tables.tcp + tables.udp;
+    let rates = config.rules.iter().any(|rule| rule.rate.is_some());
+    let quotas = config.rules.iter().any(|rule| rule.quota.is_some());
+    let limited =
+        if rates { Meters::memory_max(flows) } else { 0 } + if quotas { Quotas::memory_max(flows) } else { 0 };
+    let variable = limited + SET_COPIES * sets(config) + COPIES * sections(config) + lines_for_dnsmasq(config);
     (fixed + variable + STACK + HELPER + REST) as u64 + mapped_files
 }
 

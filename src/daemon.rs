@@ -1,6 +1,7 @@
 //! `tproxyd run`: from the configuration to the loop, and in reverse order at the end.
 
 mod hours;
+mod ledger;
 mod sandbox;
 mod script;
 
@@ -18,6 +19,7 @@ use crate::stats::events::Kind;
 use crate::store::timers::Tick;
 use crate::sys::process::{self, Signals, Wish};
 use hours::Hours;
+use ledger::Ledger;
 use sandbox::Refusals;
 use script::Scripts;
 use std::os::fd::AsRawFd;
@@ -161,6 +163,7 @@ struct Daemon {
     mending: Option<Mending>,
     hours: Hours,
     refusals: Refusals,
+    ledger: Ledger,
     /// Events of which followers have been told.
     told: u64,
 }
@@ -222,12 +225,26 @@ impl Daemon {
         let place = if rules.is_some() { "rules in place" } else { "rules are not its own" };
         let listeners = engine.config().listeners.len();
         log::info!("tproxyd {} ready: {listeners} listening, {place}", env!("CARGO_PKG_VERSION"));
+        Ledger::load(&mut engine);
         let mut hours = Hours::default();
         hours.note();
         hours.run(&mut engine, rules.as_mut(), &reload);
         let scripts = Scripts::default();
         let refusals = Refusals::default();
-        Ok(Daemon { engine, signals, rules, reload, control, scrapes, scripts, mending, hours, refusals, told: 0 })
+        Ok(Daemon {
+            engine,
+            signals,
+            rules,
+            reload,
+            control,
+            scrapes,
+            scripts,
+            mending,
+            hours,
+            refusals,
+            ledger: Ledger::default(),
+            told: 0,
+        })
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -238,6 +255,7 @@ impl Daemon {
             let scrapes = self.scrapes.as_ref().and_then(|scrapes| scrapes.deadline(now));
             let mending = self.mending.as_ref().and_then(Mending::deadline);
             let own_work = Tick::soonest(self.control.deadline(), self.scripts.deadline());
+            let own_work = Tick::soonest(own_work, self.ledger.deadline());
             let until = Tick::soonest(own_work, Tick::soonest(scrapes, mending));
             let moved = self.engine.turn(&mut events, until, &mut own).map_err(|e| Error::new("wait for events", &e));
             match moved {
@@ -299,6 +317,7 @@ impl Daemon {
             self.serve_control();
             self.hours.run(&mut self.engine, self.rules.as_mut(), &self.reload);
             self.refusals.tell();
+            self.ledger.run(&mut self.engine);
             self.tell();
         }
     }
@@ -409,6 +428,7 @@ impl Daemon {
 
     /// Rules first, so that new flows go straight out while the relayed ones end.
     fn stop(&mut self) {
+        self.ledger.save(&mut self.engine);
         if let Some(rules) = self.rules.take() {
             let noted = rules.has_told_dnsmasq();
             let mut helper = rules.into_helper();

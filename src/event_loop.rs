@@ -24,6 +24,7 @@ use crate::stats::events::{Events as EventLog, Kind};
 use crate::store::meters::Meters;
 use crate::store::names::Names;
 use crate::store::pool::Pool;
+use crate::store::quotas::Quotas;
 use crate::store::shares::Shares;
 use crate::store::timers::Tick;
 use crate::sys::dgram::ReceiveBatch;
@@ -129,6 +130,7 @@ pub struct Engine {
     origins: Origins,
     shares: Shares,
     meters: Meters,
+    quotas: Quotas,
     /// Live flows are to be looked at once the new rules are complete.
     reclassify_due: bool,
     /// The listeners were asked to tell devices.
@@ -185,6 +187,7 @@ impl Engine {
             names: Names::new((globals.tcp_sessions + globals.udp_sessions) as usize),
             origins: Origins::new(neighbours::all),
             shares: Shares::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
+            quotas: Quotas::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
             meters: Meters::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
             told_devices: false,
             reclassify_due: false,
@@ -295,6 +298,10 @@ impl Engine {
         }
         if self.spares.deadline().is_some_and(|due| now.reached(due)) {
             spares::run(&mut self.split(now).4);
+        }
+        if self.quotas.has_news() {
+            let (tcp, udp, _, _, mut cx) = self.split(now);
+            cx.end_used_up(tcp, udp);
         }
         self.outbounds.announce(&mut self.stats.events);
         if self.trim_at.is_none() && (self.tcp.is_slack() || self.udp.is_slack()) {
@@ -497,6 +504,7 @@ impl Engine {
             origins: &mut self.origins,
             shares: &mut self.shares,
             meters: &mut self.meters,
+            quotas: &mut self.quotas,
             sniff_timeout: self.config.globals.sniff_timeout,
             self_mark: self.config.globals.self_mark.value,
             listener: 0,

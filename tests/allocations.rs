@@ -9,8 +9,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
-use tproxyd::config::{Env, parse};
-use tproxyd::policy::{Flow, Limits, Policy, Proto};
+use tproxyd::config::{Env, Target, parse};
+use tproxyd::policy::{Flow, Policy, Proto};
 use tproxyd::resolve::{Resolver, ServersSource};
 use tproxyd::session::origin::Origins;
 use tproxyd::session::outbound::Outbounds;
@@ -21,9 +21,10 @@ use tproxyd::session::tcp::Tcp;
 use tproxyd::session::udp::Udp;
 use tproxyd::session::{Cx, Owner, Readiness};
 use tproxyd::stats::Stats;
-use tproxyd::store::meters::{Allowance, Meters};
+use tproxyd::store::meters::Meters;
 use tproxyd::store::names::Names;
 use tproxyd::store::pool::Pool;
+use tproxyd::store::quotas::Quotas;
 use tproxyd::store::shares::Shares;
 use tproxyd::store::timers::Tick;
 use tproxyd::sys::dgram::ReceiveBatch;
@@ -76,11 +77,12 @@ struct Lab {
     origins: Origins,
     shares: Shares,
     meters: Meters,
+    quotas: Quotas,
 }
 
 /// All goes out directly and is measured, at a rate that nobody reaches.
 fn measuring() -> Policy {
-    let text = "config rule\n\toption outbound 'direct'\n\toption rate '100000G'\n";
+    let text = "config rule\n\toption outbound 'direct'\n\toption rate '100000G'\n\toption quota '100000G'\n";
     let env = Env { total_memory: 0, descriptors: u64::MAX };
     let config = parse("f", text.as_bytes(), &env, &mut |_| Err(ErrorKind::NotFound.into())).unwrap();
     Policy::new(&config, &[])
@@ -113,6 +115,7 @@ impl Lab {
             origins: Origins::new(|| Ok(Vec::new())),
             shares,
             meters: Meters::new(128, 7),
+            quotas: Quotas::new(128, 7),
         }
     }
 
@@ -132,6 +135,7 @@ impl Lab {
             origins: &mut self.origins,
             shares: &mut self.shares,
             meters: &mut self.meters,
+            quotas: &mut self.quotas,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,
@@ -169,14 +173,15 @@ impl Lab {
             origins: &mut self.origins,
             shares: &mut self.shares,
             meters: &mut self.meters,
+            quotas: &mut self.quotas,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,
         };
         let verdict = cx.policy.decide(&Flow::new(Proto::Tcp, flow.0, flow.1));
-        let Limits { rule, rate } = verdict.limits.unwrap();
-        let meter = cx.meters.take(Allowance { rule, rate }, flow.0.ip(), None, cx.now).unwrap();
-        self.tcp.open(near.into(), flow, (0, meter), verdict.rule, &mut cx);
+        let (target, measure) = cx.measured(&verdict, flow.0).unwrap();
+        assert!(target == Target::Direct && measure.rate.is_some() && measure.quota.is_some());
+        self.tcp.open(near.into(), flow, (0, measure), verdict.rule, &mut cx);
     }
 
     /// Takes what waits at `gate` as intercepted on its way to `orig_dst`.
@@ -195,6 +200,7 @@ impl Lab {
             origins: &mut self.origins,
             shares: &mut self.shares,
             meters: &mut self.meters,
+            quotas: &mut self.quotas,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,

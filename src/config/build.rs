@@ -319,6 +319,7 @@ fn rule(section: &Checked<'_>, names: &Names, sets: &[Set], report: &mut Report<
         schedule: schedule(section, report),
         on: true,
         rate: section.number("rate"),
+        quota: quota(section, names, report),
         outbound: names.target(section, "outbound", Target::Reject, report),
     };
     cross::families_that_meet(section, "src_ip", rule.families, &rule.src_ip, report);
@@ -330,6 +331,17 @@ fn rule(section: &Checked<'_>, names: &Names, sets: &[Set], report: &mut Report<
         report.warn(section.line, message);
     }
     Rule { active: missing.is_none(), ..rule }
+}
+
+fn quota(section: &Checked<'_>, names: &Names, report: &mut Report<'_>) -> Option<Quota> {
+    let outbound = names.target(section, "quota_outbound", Target::Reject, report);
+    for option in ["quota_period", "quota_outbound"] {
+        if section.has(option) && !section.has("quota") {
+            report.warn(section.line_of(option), format!("{}: {option} does nothing without quota", section.title));
+        }
+    }
+    let monthly = section.word("quota_period") != Some("day");
+    section.number("quota").map(|bytes| Quota { bytes, monthly, outbound })
 }
 
 /// Each takes descriptors, and rules of its own in the kernel.

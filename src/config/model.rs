@@ -412,6 +412,8 @@ pub struct Rule {
     pub on: bool,
     /// `option rate`: bits per second for each client, each way.
     pub rate: Option<u64>,
+    /// `option quota` and those beside it.
+    pub quota: Option<Quota>,
     /// `option outbound`.
     pub outbound: Target,
 }
@@ -419,6 +421,17 @@ pub struct Rule {
 impl Rule {
     /// It allows each client only so much.
     pub fn is_limited(&self) -> bool {
-        self.rate.is_some()
+        self.rate.is_some() || self.quota.is_some()
     }
+}
+
+/// What a rule gives to each client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// `option quota`: both ways together.
+    pub bytes: u64,
+    /// `option quota_period`: in a month, not in a day.
+    pub monthly: bool,
+    /// `option quota_outbound`: where flows go when it is used up.
+    pub outbound: Target,
 }

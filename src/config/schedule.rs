@@ -92,9 +92,10 @@ impl Config {
         self.rules.iter().any(|rule| rule.active && rule.schedule.is_some())
     }
 
-    /// When rules are to be switched next; `None`: no rule has hours.
+    /// When rules are to be switched next, or quotas begin anew; `None`: no rule has hours, or a quota.
     pub fn next_hour(&self, now: &Moment) -> Option<i64> {
-        let schedules = self.rules.iter().filter_map(|rule| rule.schedule);
+        let midnight = self.rules.iter().any(|rule| rule.quota.is_some()).then_some(MIDNIGHT);
+        let schedules = self.rules.iter().filter_map(|rule| rule.schedule).chain(midnight);
         // one that never changes still wants to know of a clock that is set
         schedules.map(|schedule| schedule.next_change(now).unwrap_or(now.utc + 7 * DAY)).min()
     }
@@ -111,6 +112,9 @@ impl Config {
         self.rules.iter().map(|rule| rule.on).collect()
     }
 }
+
+/// Changes at midnight, when quotas begin anew (and at noon).
+const MIDNIGHT: Schedule = Schedule { start: 0, stop: DAY / 2, weekdays: 0x7f, utc: false };
 
 /// 2025: no build of this program is older.
 const LONG_AGO: i64 = 1_735_689_600;

@@ -48,12 +48,6 @@ impl Opt {
         self.only = selectors;
         self
     }
-
-    /// Known, but not built yet.
-    const fn later(mut self) -> Self {
-        self.built = false;
-        self
-    }
 }
 
 const fn opt(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Opt {
@@ -234,9 +228,9 @@ const RULE: &[Opt] = &[
     opt("weekdays", Kind::Weekday, "", "on these days").many(),
     opt("utc_time", Kind::Flag, "0", "times are UTC, not local"),
     opt("rate", Kind::Rate, "", "bits per second for each client, each way"),
-    opt("quota", Kind::Size(1, u64::MAX), "", "bytes for each client in a period").later(),
-    opt("quota_period", Kind::Word(&[has("day"), has("month")]), "month", "what the quota is for").later(),
-    opt("quota_outbound", Kind::Outbound, "reject", "where flows go when it is used up").later(),
+    opt("quota", Kind::Size(1, u64::MAX), "", "bytes for each client in a period"),
+    opt("quota_period", Kind::Word(&[has("day"), has("month")]), "month", "what the quota is for"),
+    opt("quota_outbound", Kind::Outbound, "reject", "where flows go when it is used up"),
     opt("outbound", Kind::Outbound, "", "where matching flows go"),
 ];
 

@@ -240,6 +240,24 @@ const FAMILIES: &[Family] = &[
         Samples::Single(|totals, _| totals.meters_refused),
     ),
     family(
+        "tproxyd_quotas_used_up",
+        GAUGE,
+        "Quotas of clients that are used up in this day or month.",
+        Samples::Single(|totals, _| totals.quotas_used_up as u64),
+    ),
+    family(
+        "tproxyd_quotas",
+        GAUGE,
+        "Accounts of clients of rules with a quota.",
+        Samples::Single(|totals, _| totals.quotas.0 as u64),
+    ),
+    family(
+        "tproxyd_quotas_refused_total",
+        COUNTER,
+        "Flows of such rules that were refused since there was no account for their client.",
+        Samples::Single(|totals, _| totals.quotas_refused),
+    ),
+    family(
         "tproxyd_accept_paused_total",
         COUNTER,
         "How often accepting paused because descriptors or kernel memory had run out.",

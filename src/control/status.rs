@@ -214,6 +214,10 @@ fn tables(subject: &dyn Subject, json: &mut Writer<'_>) -> fmt::Result {
     json.key("meters")?;
     let ((used, limit), refused) = (totals.meters, totals.meters_refused);
     numbers(json, &[("used", used as u64), ("limit", limit as u64), ("refused", refused)])?;
+    json.key("quotas")?;
+    let ((used, limit), refused) = (totals.quotas, totals.quotas_refused);
+    let used_up = totals.quotas_used_up as u64;
+    numbers(json, &[("used", used as u64), ("limit", limit as u64), ("refused", refused), ("used_up", used_up)])?;
     json.number_member("nameless", stats.nameless)?;
     json.number_member("no_mac", totals.no_mac)?;
     json.number_member("accept_paused", stats.accept_paused)?;

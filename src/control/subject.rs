@@ -93,6 +93,12 @@ pub struct Totals {
     pub meters: (usize, usize),
     /// Flows of such rules that were refused because one more could not be.
     pub meters_refused: u64,
+    /// Accounts of clients of rules with a quota: in use, and how many there are.
+    pub quotas: (usize, usize),
+    /// Those that are used up.
+    pub quotas_used_up: usize,
+    /// Flows of such rules that were refused because there was no account for their client.
+    pub quotas_refused: u64,
     /// Most descriptors that the process may have open.
     pub descriptors: u64,
     /// Warnings and errors since the start.

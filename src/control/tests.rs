@@ -51,6 +51,9 @@ impl Subject for Fake {
             names_refused: 0,
             meters: (1, 2),
             meters_refused: 0,
+            quotas: (3, 4),
+            quotas_used_up: 1,
+            quotas_refused: 0,
             no_mac: 0,
         }
     }
@@ -432,7 +435,7 @@ fn the_status_has_every_part() {
         "\"memory\":{\"used\":1,\"peak\":2,\"bound\":3},",
         "\"pool\":{\"lent\":0,\"peak\":3,\"capacity\":8,\"empty\":0},\"destinations\":{\"used\":5,\"evicted\":6},",
         "\"redirected\":{\"evicted\":7},",
-        "\"names\":{\"used\":0,\"limit\":0,\"refused\":0},\"meters\":{\"used\":1,\"limit\":2,\"refused\":0},\"nameless\":0,\"no_mac\":0,",
+        "\"names\":{\"used\":0,\"limit\":0,\"refused\":0},\"meters\":{\"used\":1,\"limit\":2,\"refused\":0},\"quotas\":{\"used\":3,\"limit\":4,\"refused\":0,\"used_up\":1},\"nameless\":0,\"no_mac\":0,",
         "\"by_rule\":1,",
         "\"errors\":18446744073709551615,\"last_error\":{\"time\":1800000001,\"text\":\"refused\"},\"spare\":{\"wanted\":3,\"ready\":2,\"used\":0,\"missing\":0,\"lost\":0}}",
         "\"descriptors\":{\"limit\":1024},\"problem_count\":2,\"problems\":[{\"time\":1800000000,\"level\":\"error\",\"text\":\"problem 0\"},",

@@ -67,6 +67,7 @@ impl Hours {
         }
         let now = load::moment();
         engine.keep_hours(&now);
+        engine.keep_periods(&now);
         let mut next = engine.config().next_hour(&now);
         if let Some(rules) = rules
             && self.awaited.is_none()

@@ -7,6 +7,7 @@ use crate::policy::{Policy, Proto};
 use crate::session::CloseReason;
 use crate::session::intercept::{Allowed, Listener};
 use crate::session::tcp::View;
+use crate::store::quotas::{Quotas, Today};
 use std::os::fd::RawFd;
 
 impl Engine {
@@ -87,6 +88,24 @@ impl Engine {
             udp.forget_all();
             log::info!("the new rules end {ended} TCP sessions");
         }
+    }
+
+    /// Begins quotas anew whose day or month is over at `moment`. What their use has refused is decided anew.
+    pub fn keep_periods(&mut self, moment: &config::Moment) {
+        if !moment.is_known() {
+            return;
+        }
+        let day = moment.local().div_euclid(config::zone::DAY);
+        let today = Today { day: day as i32, month: config::zone::month_of(day) as i32 };
+        if self.quotas.follow(today) {
+            log::info!("another day: quotas begin anew");
+            self.udp.forget_all();
+        }
+    }
+
+    /// What the clients of rules with a quota have used.
+    pub fn quotas(&mut self) -> &mut Quotas {
+        &mut self.quotas
     }
 
     /// Switches rules on and off as `moment` wants it. Live flows get them too: the game would go on.

@@ -12,6 +12,7 @@ use crate::log_sink;
 use crate::netfilter::render::RULE;
 use crate::netfilter::{counters, neighbours};
 use crate::policy::Proto;
+use crate::session::metered::grant;
 use crate::session::tcp::View;
 use crate::session::{Owner, outbound, spares};
 use crate::stats::Stats;
@@ -48,6 +49,9 @@ impl Subject for Engine {
             no_mac: self.origins.unknown(),
             meters: self.meters.usage(),
             meters_refused: self.meters.refused(),
+            quotas: self.quotas.usage(),
+            quotas_used_up: self.quotas.used_up(),
+            quotas_refused: self.quotas.refused(),
         }
     }
 
@@ -215,7 +219,12 @@ impl Subject for Engine {
                 Way { name: outbound.name.clone(), state }
             }
         };
-        let steps = self.policy.explain(&asked.flow()).into_iter().map(|step| {
+        let steps = self.policy.explain(&asked.flow()).into_iter().map(|mut step| {
+            if let Some((rule, quota)) = step.quota
+                && self.quotas.is_used_up(grant(rule, &quota), asked.client.ip(), mac_of(asked))
+            {
+                step.target = quota.outbound;
+            }
             let leads = way(step.target);
             (step, leads)
         });
@@ -302,4 +311,10 @@ fn merge(old: &mut Outbound, new: Outbound, configured: bool) {
     old.spare.used += new.spare.used;
     old.spare.missing += new.spare.missing;
     old.spare.lost += new.spare.lost;
+}
+
+/// The client's MAC address as it was said or, if it was not, as the kernel knows it.
+fn mac_of(asked: &Asked) -> Option<[u8; 6]> {
+    let found = || neighbours::all().ok()?.into_iter().find(|(ip, _)| *ip == asked.client.ip()).map(|(_, mac)| mac);
+    asked.mac.map(|mac| mac.0).or_else(found)
 }

@@ -2,7 +2,7 @@
 //! address, a device) is neither a match nor a mismatch: the answer depends on it.
 
 use super::{Flow, Policy, Proto, Rule};
-use crate::config::Target;
+use crate::config::{Quota, Target};
 use std::fmt;
 
 /// What one rule says to a flow.
@@ -16,6 +16,8 @@ pub struct Step {
     pub target: Target,
     /// Whether it is.
     pub outcome: Outcome,
+    /// [`super::Limits::rule`] and the quota, after which it goes elsewhere.
+    pub quota: Option<(u64, Quota)>,
 }
 
 /// Whether a rule matches.
@@ -80,13 +82,15 @@ impl Policy {
             let outcome = rule.explain(flow);
             let certain = outcome == Outcome::Matches;
             let target = self.carried(flow.proto, rule.target);
-            steps.push(Step { rule: Some(rule.number), name: rule.name.clone(), target, outcome });
+            let quota = rule.limits.and_then(|limits| Some((limits.rule, limits.quota?)));
+            let quota = quota.map(|(rule, of)| (rule, Quota { outbound: self.carried(flow.proto, of.outbound), ..of }));
+            steps.push(Step { rule: Some(rule.number), name: rule.name.clone(), target, outcome, quota });
             if certain {
                 return steps;
             }
         }
         let target = self.carried(flow.proto, self.default.unwrap_or(Target::Direct));
-        steps.push(Step { rule: None, name: None, target, outcome: Outcome::Matches });
+        steps.push(Step { rule: None, name: None, target, outcome: Outcome::Matches, quota: None });
         steps
     }
 }

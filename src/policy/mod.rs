@@ -1,7 +1,7 @@
 //! Where a flow goes: the rule list, first match wins.
 #![forbid(unsafe_code)]
 
-use crate::config::{self, Config, Families, Mac, OutboundKind, Protos, Set, SniffPort, Target, Values};
+use crate::config::{self, Config, Families, Mac, OutboundKind, Protos, Quota, Set, SniffPort, Target, Values};
 use matcher::{Addresses, Devices, Domains, Kind, Macs, Ports};
 use std::net::SocketAddr;
 
@@ -66,10 +66,12 @@ pub struct Verdict {
 /// What a rule allows to each client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Tells the rule from the others: its number and its name.
+    /// Tells the rule from the others: by its name or, if it has none, its number, so that others may be put before it.
     pub rule: u64,
     /// Bits per second, each way.
-    pub rate: u64,
+    pub rate: Option<u64>,
+    /// Bytes in a day or month.
+    pub quota: Option<Quota>,
 }
 
 /// The compiled rule list.
@@ -150,7 +152,7 @@ impl Policy {
         }
         let rules = config.rules.iter().filter(|rule| rule.active);
         Policy {
-            rules: rules.map(|rule| Rule::new(rule, &config.sets, real(rule.outbound))).collect(),
+            rules: rules.map(|rule| Rule::new(rule, &config.sets, &real)).collect(),
             default: Some(real(config.globals.default)),
             sniff_port: config.globals.sniffed().collect(),
             says_names,
@@ -210,6 +212,11 @@ impl Policy {
         &self.rules
     }
 
+    /// The rule that has these [`Limits::rule`].
+    pub fn limiting(&self, rule: u64) -> Option<&Rule> {
+        self.rules.iter().find(|one| one.limits.is_some_and(|limits| limits.rule == rule))
+    }
+
     /// Takes over the hits of rules that were in `old` under the same number and name.
     pub fn adopt_hits(&mut self, old: &Policy) {
         for rule in &mut self.rules {
@@ -263,7 +270,10 @@ impl Policy {
         let rule = index.map(|index| &self.rules[index]);
         let chosen = rule.map(|rule| rule.target).or(self.default).unwrap_or(Target::Direct);
         let target = self.carried(flow.proto, chosen);
-        let limits = rule.and_then(|rule| rule.limits);
+        let mut limits = rule.and_then(|rule| rule.limits);
+        if let Some(Limits { quota: Some(quota), .. }) = &mut limits {
+            quota.outbound = self.carried(flow.proto, quota.outbound);
+        }
         (Verdict { target, rule: rule.map(|rule| rule.number as u16), limits }, index)
     }
 
@@ -287,7 +297,7 @@ impl Policy {
 }
 
 impl Rule {
-    fn new(rule: &config::Rule, sets: &[Set], target: Target) -> Rule {
+    fn new(rule: &config::Rule, sets: &[Set], real: &impl Fn(Target) -> Target) -> Rule {
         Rule {
             number: rule.number,
             name: rule.name.clone(),
@@ -309,8 +319,12 @@ impl Rule {
             domain: Domains::kind(&rule.domain, sets),
             timed: rule.schedule.is_some(),
             on: rule.on,
-            target,
-            limits: rule.rate.map(|rate| Limits { rule: told_apart(rule), rate }),
+            target: real(rule.outbound),
+            limits: rule.is_limited().then(|| Limits {
+                rule: told_apart(rule),
+                rate: rule.rate,
+                quota: rule.quota.map(|quota| Quota { outbound: real(quota.outbound), ..quota }),
+            }),
         }
     }
 
@@ -345,11 +359,11 @@ impl Rule {
     }
 }
 
-/// FNV-1a over number and name.
+/// FNV-1a over name or number.
 fn told_apart(rule: &config::Rule) -> u64 {
     let number = rule.number.to_be_bytes();
-    let octets = number.into_iter().chain(rule.name.iter().flat_map(|name| name.bytes()));
-    octets.fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3))
+    let octets = rule.name.as_deref().map_or(&number[..], str::as_bytes);
+    octets.iter().fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(*octet)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Whether the outbound at `place`, or a member of that group, says names to its proxy.

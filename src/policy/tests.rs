@@ -25,6 +25,7 @@ fn any_rule(number: u32, outbound: Target) -> config::Rule {
         domain: Values::default(),
         schedule: None,
         rate: None,
+        quota: None,
         on: true,
         outbound,
     }
@@ -32,7 +33,7 @@ fn any_rule(number: u32, outbound: Target) -> config::Rule {
 
 /// `rules`, then `default`.
 fn policy_with_sets(rules: Vec<config::Rule>, sets: &[Set], default: Target) -> Policy {
-    let rules = rules.iter().map(|rule| Rule::new(rule, sets, rule.outbound)).collect();
+    let rules = rules.iter().map(|rule| Rule::new(rule, sets, &|target| target)).collect();
     Policy { rules, default: Some(default), ..Policy::default() }
 }
 

@@ -89,8 +89,8 @@ impl Tcp {
             let name = session.name.as_ref().map(|name| cx.names.text(name));
             let flow = Flow { domain: name.as_deref(), ..Flow::new(Proto::Tcp, client, orig_dst) };
             let verdict = cx.policy.decide(&origin.of(flow));
-            let Some((target, meter)) = cx.measured(&verdict, client) else { continue };
-            cx.meters.give_back(std::mem::replace(&mut session.meter, meter));
+            let Some((target, measure)) = cx.measured(&verdict, client) else { continue };
+            cx.give_back(std::mem::replace(&mut session.measure, measure));
             let stays = match target {
                 Target::Direct => session.outbound == 0,
                 Target::Outbound(index) => session.outbound == index,
@@ -116,12 +116,12 @@ impl Tcp {
         let verdict = cx.policy.decide_and_count(&Flow { domain: name, ..flow });
         session.rule = verdict.rule;
         session.name = name.and_then(|name| cx.names.insert(name));
-        let Some((target, meter)) = cx.measured(&verdict, client) else {
+        let Some((target, measure)) = cx.measured(&verdict, client) else {
             cx.stats.tcp.refused += 1;
             self.tell_failure(key, true, cx);
             return self.close(key, CloseReason::Rejected, cx);
         };
-        session.meter = meter;
+        session.measure = measure;
         let target = match target {
             // without its name nobody would know where it was going
             _ if session.is_by_name() && session.name.is_none() => Target::Reject,

@@ -425,14 +425,14 @@ fn take_connection(connection: OwnedFd, client: SocketAddr, bound: &Bound, tcp: 
         return tcp.sniff(connection, (client, orig_dst), cx);
     }
     let verdict = cx.policy.decide_and_count(&flow);
-    let Some((target, meter)) = cx.measured(&verdict, client) else {
+    let Some((target, measure)) = cx.measured(&verdict, client) else {
         cx.stats.tcp.refused += 1;
         let _ = sockopt::set_reset_on_close(connection.as_fd());
         return;
     };
     match target {
-        Target::Direct => tcp.open(connection, (client, orig_dst), (0, meter), verdict.rule, cx),
-        Target::Outbound(index) => tcp.open(connection, (client, orig_dst), (index, meter), verdict.rule, cx),
+        Target::Direct => tcp.open(connection, (client, orig_dst), (0, measure), verdict.rule, cx),
+        Target::Outbound(index) => tcp.open(connection, (client, orig_dst), (index, measure), verdict.rule, cx),
         Target::Reject => refuse(&connection, Drop::ByRule, cx),
         Target::Drop => {
             cx.stats.drop(Drop::ByRule);

@@ -3,6 +3,7 @@
 use super::Cx;
 use super::Owner;
 use super::dial::bind_in_name_of;
+use super::metered::Measure;
 use super::outbound::{Outbound, Outbounds, Way};
 use super::reply::Replies;
 use super::tcp::View;
@@ -10,7 +11,6 @@ use crate::proto::proxy_header;
 use crate::proto::socks5_udp::{self, UdpSource};
 use crate::stats::{Drop, Stats};
 use crate::store::endpoint::Endpoint;
-use crate::store::meters::Meter;
 use crate::store::names::NameSlot;
 use crate::store::pool::Chunk;
 use crate::store::slab::Key;
@@ -53,7 +53,7 @@ pub struct Mapping {
     pub(super) listener: u8,
     pub(super) rule: Option<u16>,
     /// What its rule lets it move.
-    pub(super) meter: Meter,
+    pub(super) measure: Measure,
     /// The name that the flow which began it asked for, where it was looked for and found.
     pub(super) name: Option<NameSlot>,
     pub(super) started: Tick,
@@ -162,7 +162,7 @@ impl Mapping {
             },
         };
         let len = payload.len() - start;
-        if cx.admits(&self.meter, false, len) {
+        if cx.admits(&self.measure, false, len) {
             replies.push((slot, start, len), from, self.client, cx.stats);
         }
     }

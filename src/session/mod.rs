@@ -11,7 +11,7 @@ mod greet;
 pub mod intercept;
 pub mod loops;
 pub mod mapping;
-mod metered;
+pub mod metered;
 pub mod origin;
 pub mod outbound;
 pub mod pipes;
@@ -37,6 +37,7 @@ use crate::stats::{Drop, Stats};
 use crate::store::meters::Meters;
 use crate::store::names::Names;
 use crate::store::pool::Pool;
+use crate::store::quotas::Quotas;
 use crate::store::shares::{Share, Shares};
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
@@ -78,6 +79,8 @@ pub struct Cx<'a> {
     pub shares: &'a mut Shares,
     /// What the clients of rules with a rate move.
     pub meters: &'a mut Meters,
+    /// What the clients of rules with a quota have used.
+    pub quotas: &'a mut Quotas,
     /// How long names are looked for.
     pub sniff_timeout: Duration,
     /// fwmark of the daemon's own packets.
@@ -205,6 +208,8 @@ pub enum CloseReason {
     Rejected,
     /// The rules have changed, and send it elsewhere.
     Reclassified,
+    /// Its client has used up the quota of its rule.
+    QuotaUsedUp,
     /// Made room for a newer one.
     Evicted,
     /// Someone asked for it.
@@ -228,6 +233,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Dropped => f.write_str("dropped"),
             CloseReason::Rejected => f.write_str("rejected"),
             CloseReason::Reclassified => f.write_str("new rules send it elsewhere"),
+            CloseReason::QuotaUsedUp => f.write_str("quota used up"),
             CloseReason::Evicted => f.write_str("evicted"),
             CloseReason::Kicked => f.write_str("kicked"),
             CloseReason::Stale => f.write_str("stale"),

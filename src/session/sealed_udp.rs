@@ -104,7 +104,7 @@ impl Udp {
         let (session, _) = self.sealed.session(key.slot);
         let Some(datagram) = batch.payload_mut(slot) else { return cx.stats.drop(Drop::TooLarge) };
         match session.open(&master, datagram, unix_time()) {
-            Ok(opened) if !cx.admits(&mapping.meter, false, opened.len) => {}
+            Ok(opened) if !cx.admits(&mapping.measure, false, opened.len) => {}
             Ok(opened) => {
                 replies.push((slot, opened.start, opened.len), opened.from, mapping.client, cx.stats);
             }

@@ -3,6 +3,7 @@
 use super::dial::{self, Dial};
 use super::greet::{Answer, Greeting};
 use super::loops::Loops;
+use super::metered::Measure;
 use super::outbound::Tried;
 use super::relay::{End, Pause, TURN, Tools, pump};
 #[cfg(feature = "shadowsocks")]
@@ -12,7 +13,6 @@ use crate::resolve::NameId;
 use crate::stats::Drop;
 use crate::stats::events::Kind;
 use crate::store::endpoint::Endpoint;
-use crate::store::meters::Meter;
 use crate::store::names::NameSlot;
 use crate::store::shares::Share;
 use crate::store::slab::{Key, Slab};
@@ -55,7 +55,7 @@ pub struct Session {
     /// Its place among those of its client.
     pub(super) share: Share,
     /// What its rule lets it move.
-    pub(super) meter: Meter,
+    pub(super) measure: Measure,
     /// Place of the listener that took it.
     listener: u8,
     pub(super) answer: Answer,
@@ -187,14 +187,14 @@ impl Tcp {
         &mut self,
         fd: OwnedFd,
         flow: (SocketAddr, SocketAddr),
-        (outbound, meter): (u16, Meter),
+        (outbound, measure): (u16, Measure),
         rule: Option<u16>,
         cx: &mut Cx<'_>,
     ) {
         let key = self.insert(fd, flow, outbound, rule, cx);
         match key.and_then(|key| self.sessions.get_mut(key)) {
-            Some(session) => session.meter = meter,
-            None => cx.meters.give_back(meter),
+            Some(session) => session.measure = measure,
+            None => cx.give_back(measure),
         }
         if let Some(key) = key {
             self.dial(key, cx);
@@ -252,7 +252,7 @@ impl Tcp {
             name: None,
             stage: Stage::Resolving,
             share,
-            meter: Meter::NONE,
+            measure: Measure::NONE,
             listener: cx.listener,
             answer: Answer::Intercepted,
             #[cfg(feature = "shadowsocks")]
@@ -307,9 +307,9 @@ impl Tcp {
 
     fn relay(&mut self, key: Key, error: Option<Side>, scratch: &mut [u8], cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let Session { near, far, meter, .. } = session;
+        let Session { near, far, measure, .. } = session;
         let before = (far.sent, near.sent);
-        let (most_up, most_down) = if meter.is_some() { cx.meters.turns(meter, TURN, cx.now) } else { (TURN, TURN) };
+        let (most_up, most_down) = if measure.is_some() { cx.turns(measure, TURN) } else { (TURN, TURN) };
         let tools = &mut Tools { scratch, pool: cx.pool, pipes: cx.pipes, stats: cx.stats };
         #[cfg(feature = "shadowsocks")]
         let (up, down) = match self.sealed.get_mut(session.sealed) {
@@ -326,9 +326,10 @@ impl Tcp {
         }
         let mut spent = matches!(up, Pause::Spent) || matches!(down, Pause::Spent);
         let mut held_up = None;
-        if session.meter.is_some() {
-            cx.meters.moved(&session.meter, session.far.sent - before.0, session.near.sent - before.1);
-            (spent, held_up) = cx.meters.goes_on(&session.meter, [&up, &down].map(|end| matches!(end, Pause::Spent)));
+        if session.measure.is_some() {
+            cx.moved(&session.measure, session.far.sent - before.0, session.near.sent - before.1);
+            let used_up = [&up, &down].map(|pause| matches!(pause, Pause::Spent));
+            (spent, held_up) = cx.meters.goes_on(&session.measure.rate, used_up);
         }
         if !session.pipes_watched && (session.near.has_pipe() || session.far.has_pipe()) {
             session.pipes_watched = true;

@@ -246,7 +246,7 @@ impl Udp {
         let origin = cx.origins.of_datagram(device, client, cx.now);
         let flow = Flow { domain: name, ..Flow::new(Proto::Udp, client, orig_dst) };
         let verdict = cx.policy.decide_and_count(&origin.of(flow));
-        let Some((target, meter)) = cx.measured(&verdict, client) else {
+        let Some((target, measure)) = cx.measured(&verdict, client) else {
             cx.stats.udp.refused += 1;
             #[cfg(feature = "quic")]
             self.release((client, orig_dst), None, replies, cx);
@@ -272,11 +272,11 @@ impl Udp {
         };
         let decision = match through {
             Ok(outbound) => {
-                let mapping = self.mapping((client, orig_dst, name), (outbound, meter), verdict.rule, cx);
+                let mapping = self.mapping((client, orig_dst, name), (outbound, measure), verdict.rule, cx);
                 mapping.map(Decision::Through)
             }
             Err(without_mapping) => {
-                cx.meters.give_back(meter);
+                cx.give_back(measure);
                 Some(without_mapping)
             }
         };
@@ -309,7 +309,7 @@ impl Udp {
         mapping.active = cx.now;
         mapping.only_dns &= orig_dst.port() == 53;
         self.lru.touch(key.slot);
-        if !cx.admits(&mapping.meter, true, payload.len()) {
+        if !cx.admits(&mapping.measure, true, payload.len()) {
             return;
         }
         match mapping.stage {

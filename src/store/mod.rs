@@ -8,6 +8,7 @@ pub mod lru;
 pub mod meters;
 pub mod names;
 pub mod pool;
+pub mod quotas;
 pub mod shares;
 pub mod slab;
 pub mod timers;

@@ -50,6 +50,7 @@ mod mending;
 mod names;
 mod operation;
 mod own_names;
+mod quotas;
 mod rates;
 mod redirect;
 mod reloads;

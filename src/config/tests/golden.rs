@@ -46,16 +46,6 @@ f:23: set 'china': entry '192.0.2.0/33' has no prefix length of 0 to 32";
 }
 
 #[test]
-fn what_a_later_build_has_is_refused_by_name() {
-    for (section, lines, expected) in [
-        ("rule", "option quota 1G", "rule quota '1G'"),
-        ("rule", "option quota_outbound drop", "rule quota_outbound 'drop'"),
-    ] {
-        assert_eq!(errors_in(section, lines), [format!("f:1: {expected} is not in this build")], "{lines}");
-    }
-}
-
-#[test]
 fn connections_in_advance_have_room_and_a_sender() {
     let outbound = |name: &str, more: &str| {
         format!("config outbound {name}; option type forward; option server a.example; option port 80; {more}\n")

@@ -288,6 +288,7 @@ fn rule(number: u32, outbound: Target) -> Rule {
         domain: Values::default(),
         schedule: None,
         rate: None,
+        quota: None,
         on: true,
         outbound,
     }

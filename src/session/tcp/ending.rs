@@ -3,9 +3,9 @@
 use super::{NO_WAY, Stage, Tcp, View};
 use crate::policy::By;
 use crate::session::dial::{Dial, Failure};
+use crate::session::metered::Measure;
 use crate::session::outbound::Tried;
 use crate::session::{CloseReason, Cx, Seconds};
-use crate::store::meters::Meter;
 use crate::store::shares::Share;
 use crate::store::slab::Key;
 
@@ -90,7 +90,7 @@ impl Tcp {
         }
         session.leave(cx);
         cx.shares.give_back(std::mem::replace(&mut session.share, Share::NONE));
-        cx.meters.give_back(std::mem::replace(&mut session.meter, Meter::NONE));
+        cx.give_back(std::mem::replace(&mut session.measure, Measure::NONE));
         if session.via != session.outbound && session.via != NO_WAY {
             let via = cx.outbounds.get_mut(session.via);
             via.bytes_up += session.far.sent;

@@ -3,9 +3,9 @@
 use super::{DNS_TIMEOUT, Udp};
 use crate::policy::By;
 use crate::session::mapping::Stage;
+use crate::session::metered::Measure;
 use crate::session::tcp::View;
 use crate::session::{CloseReason, Cx, Seconds, association};
-use crate::store::meters::Meter;
 use crate::store::shares::Share;
 use crate::store::slab::Key;
 
@@ -67,7 +67,7 @@ impl Udp {
         self.sealed.end(key.slot);
         association::forget_waiting(&mut mapping, cx);
         mapping.leave(cx);
-        cx.meters.give_back(std::mem::replace(&mut mapping.meter, Meter::NONE));
+        cx.give_back(std::mem::replace(&mut mapping.measure, Measure::NONE));
         if let Some(share) = self.shares.get_mut(usize::from(key.slot)) {
             cx.shares.give_back(std::mem::replace(share, Share::NONE));
         }

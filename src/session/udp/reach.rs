@@ -4,12 +4,12 @@ use super::{DNS_TIMEOUT, Udp};
 use crate::policy::Proto;
 use crate::session::dial::Failure;
 use crate::session::mapping::{Mapping, Stage, open_outside};
+use crate::session::metered::Measure;
 use crate::session::outbound::{Chosen, Outbound, Tried, Way};
 use crate::session::{CloseReason, Cx, Owner, Side, association, fixed};
 use crate::stats::Drop;
 use crate::stats::events::Kind;
 use crate::store::endpoint::Endpoint;
-use crate::store::meters::Meter;
 use crate::store::slab::Key;
 use crate::sys;
 use std::io;
@@ -22,7 +22,7 @@ impl Udp {
     pub(super) fn mapping(
         &mut self,
         (client, orig_dst, name): (SocketAddr, SocketAddr, Option<&str>),
-        (outbound, meter): (u16, Meter),
+        (outbound, measure): (u16, Measure),
         rule: Option<u16>,
         cx: &mut Cx<'_>,
     ) -> Option<Key> {
@@ -35,15 +35,15 @@ impl Udp {
             let mapping = self.mappings.key_at(slot).and_then(|key| self.mappings.get(key));
             mapping.is_some_and(|mapping| {
                 let same = mapping.client == endpoint && mapping.outbound == outbound && mapping.single == single;
-                same && mapping.meter == meter && only.is_none_or(|orig_dst| mapping.orig_dst == orig_dst)
+                same && mapping.measure == measure && only.is_none_or(|orig_dst| mapping.orig_dst == orig_dst)
             })
         };
         if let Some(key) = self.index.find(hash, is_it).and_then(|slot| self.mappings.key_at(slot)) {
-            cx.meters.give_back(meter);
+            cx.give_back(measure);
             return Some(key);
         }
         let Some(share) = cx.take_share(client) else {
-            cx.meters.give_back(meter);
+            cx.give_back(measure);
             cx.stats.udp.refused += 1;
             return None;
         };
@@ -75,7 +75,7 @@ impl Udp {
             single,
             listener: cx.listener,
             rule,
-            meter,
+            measure,
             name: name.and_then(|name| cx.names.insert(name)),
             started: cx.now,
             active: cx.now,
@@ -85,7 +85,7 @@ impl Udp {
         let key = match self.mappings.insert(mapping) {
             Ok(key) => key,
             Err(mapping) => {
-                cx.meters.give_back(mapping.meter);
+                cx.give_back(mapping.measure);
                 cx.shares.give_back(share);
                 return None;
             }

@@ -124,6 +124,11 @@ return view.extend({
 		Object.keys(DAYS).forEach((day) => o.value(day, DAYS[day]()));
 		put('when', form.Flag, 'utc_time', _('Times are UTC'));
 		put('when', form.Value, 'rate', _('Rate'), _('Bits per second for each client, each way, as 20M.'), fields.like('size'));
+		put('when', form.Value, 'quota', _('Quota'), _('Bytes for each client, as 50G.'), fields.like('size'));
+		o = put('when', form.ListValue, 'quota_period', _('In each'), null, { default: 'month' });
+		o.value('day', _('day'));
+		o.value('month', _('month'));
+		fields.offerOutbounds(put('when', form.ListValue, 'quota_outbound', _('Goes to, when used up'), null, { default: 'reject' }));
 
 		const rest = map.section(form.NamedSection, presets.globals(), 'globals', _('Otherwise'));
 
