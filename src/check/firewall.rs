@@ -1,12 +1,17 @@
 //! Other people's rules: what keeps packets from the process, what relayed flows pass by, who else intercepts.
 
 use super::ruleset::{self, Chain};
+use super::system::Root;
 use super::{Finding, Findings};
 use crate::config::{Config, Mark};
+use crate::netfilter::offload;
 
-pub(super) fn check(findings: &mut Findings, cfg: &Config, devices: &[String]) {
+pub(super) fn check(findings: &mut Findings, cfg: &Config, devices: &[String], root: &Root) {
     match ruleset::read() {
-        Some((chains, flowtable)) => look(findings, cfg, devices, &chains, flowtable),
+        Some((chains, flowtable)) => {
+            look(findings, cfg, devices, &chains);
+            offloaded(findings, cfg, &chains, flowtable, offload::can_age(&root.0));
+        }
         None => {
             let mend = "install nftables, and run this as root";
             findings.push(Finding::warn(
@@ -18,15 +23,25 @@ pub(super) fn check(findings: &mut Findings, cfg: &Config, devices: &[String]) {
     }
 }
 
-fn look(findings: &mut Findings, cfg: &Config, devices: &[String], chains: &[Chain], flowtable: bool) {
+fn look(findings: &mut Findings, cfg: &Config, devices: &[String], chains: &[Chain]) {
     input(findings, cfg.globals.mark, chains);
     forward(findings, chains);
     masquerade(findings, devices, chains);
     foreign_marks(findings, cfg, chains);
     others_intercept(findings, chains);
-    if flowtable || chains.iter().any(|chain| chain.rules.iter().any(|rule| rule.contains("flow add @"))) {
-        let text = "flows are offloaded: those that were before tproxyd started pass by its rules until they end";
-        findings.push(Finding::warn("flow_offload", text, "conntrack -F, once, after the start; new flows are caught"));
+}
+
+fn offloaded(findings: &mut Findings, cfg: &Config, chains: &[Chain], flowtable: bool, can_age: bool) {
+    if !flowtable && !chains.iter().any(|chain| chain.rules.iter().any(|rule| rule.contains("flow add @"))) {
+        return;
+    }
+    let text = "flows are offloaded: those that were before tproxyd started pass by its rules until they end";
+    findings.push(Finding::warn("flow_offload", text, "conntrack -F, once, after the start; new flows are caught"));
+    if !can_age && cfg.globals.kernel_verdicts && (cfg.has_hours() || cfg.globals.reclassify) {
+        let text = "flows are offloaded, and this kernel (before Linux 5.14) does not let them come back to the rules: at the \
+                    boundary of a rule with hours, and after a reload with `reclassify`, they go on until they end";
+        let mend = "uci set firewall.@defaults[0].flow_offloading=0; uci commit firewall; service firewall reload";
+        findings.push(Finding::warn("flow_offload", text, mend));
     }
 }
 
@@ -168,12 +183,13 @@ const FORWARD_SHOWN: usize = 5;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{config, ids};
+    use crate::check::tests::{config, ids, parsed};
 
     fn found(ruleset: &str) -> Vec<&'static str> {
         let mut findings = Findings::new();
         let (chains, flowtable) = ruleset::parse(ruleset);
-        look(&mut findings, &config(), &["br-lan".into(), "wan".into()], &chains, flowtable);
+        look(&mut findings, &config(), &["br-lan".into(), "wan".into()], &chains);
+        offloaded(&mut findings, &config(), &chains, flowtable, true);
         ids(&findings)
     }
 
@@ -219,6 +235,13 @@ table inet fw4 {
         assert_eq!(found(table), ["flow_offload"]);
         let rule = "table inet x {\n\tchain forward {\n\t\tmeta l4proto { tcp, udp } flow add @ft\n\t}\n}\n";
         assert_eq!(found(rule), ["flow_offload"]);
+        let aged = |rules: &str, can_age: bool| {
+            let mut findings = Findings::new();
+            offloaded(&mut findings, &parsed(rules), &[], true, can_age);
+            findings.len()
+        };
+        let night = "config rule\n\toption start_time '21:00'\n\toption outbound 'reject'\n";
+        assert_eq!((aged(night, false), aged(night, true), aged("", false)), (2, 1, 1));
     }
 
     #[test]

@@ -136,7 +136,7 @@ pub fn machine(cfg: &Config, needs: Needs) -> Vec<Finding> {
         Err(error) => findings.push(Finding::of("network", Severity::Fail, error)),
     }
     clashes::check(&mut findings, cfg);
-    firewall::check(&mut findings, cfg, &devices);
+    firewall::check(&mut findings, cfg, &devices, &root);
     if let Err(error) = conntrack::probe(cfg.globals.mark) {
         // by it alone the process learns where a redirected datagram was going
         let needed = cfg.listeners.iter().any(|listener| listener.mode == Mode::Redirect && listener.protos.udp);
@@ -302,7 +302,7 @@ pub(super) mod tests {
         )
     }
 
-    fn parsed(text: &str) -> Config {
+    pub(super) fn parsed(text: &str) -> Config {
         let env = Env { total_memory: 256 << 20, descriptors: 1 << 20 };
         parse("f", text.as_bytes(), &env, &mut |_| Err(std::io::ErrorKind::NotFound.into())).unwrap()
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Finding, Findings, Needs};
-use crate::config::Config;
+use crate::config::{Config, Moment, load};
 use crate::netfilter::routes;
 
 /// Where `/proc` and `/sys` are.
@@ -39,6 +39,7 @@ pub(super) fn check(
     bridges(findings, by_tproxy, root);
     rp_filter(findings, devices, root, &routes::default_devices().unwrap_or_default());
     clock(findings, SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
+    hours(findings, cfg, &load::moment(), load::has_zone());
 }
 
 /// OpenWrt 21.02 has 5.4; nft's tproxy came with 4.19.
@@ -180,10 +181,33 @@ fn clock(findings: &mut Findings, now: u64) {
     }
 }
 
+/// Rules by the time of day need a clock, and to know where they are.
+fn hours(findings: &mut Findings, cfg: &Config, now: &Moment, has_zone: bool) {
+    let timed = cfg.rules.iter().filter(|rule| rule.active && rule.schedule.is_some()).count();
+    let local = cfg.rules.iter().any(|rule| rule.active && rule.schedule.is_some_and(|schedule| !schedule.utc));
+    if timed == 0 {
+        return;
+    }
+    if !now.is_known() {
+        let text = format!(
+            "{timed} rules go by the time, and the clock is not set: until it is, those that lead to reject or drop hold, \
+             and the others don't"
+        );
+        findings.push(Finding::warn("hours", text, "service sysntpd restart; ntpd -q -p pool.ntp.org"));
+    } else if local && !has_zone {
+        let text = "rules go by the local time, and no time zone is set: they go by UTC";
+        let mend = "uci set system.@system[0].timezone='CET-1CEST,M3.5.0,M10.5.0/3'; uci commit system; service system \
+                    reload; or `option utc_time '1'`";
+        findings.push(Finding::warn("hours", text, mend));
+    } else {
+        findings.push(Finding::ok("hours", format!("the clock is set, and {timed} rules go by it")));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{config, ids, tree};
+    use crate::check::tests::{config, ids, parsed, tree};
 
     const NEEDS: Needs = Needs { descriptors: 1, descriptors_wanted: 2, memory: 20 << 20, kernel_memory: 0 };
 
@@ -231,6 +255,23 @@ mod tests {
         clock(&mut findings, 86_400);
         clock(&mut findings, FIRST_POSSIBLE);
         assert_eq!(findings.iter().map(|f| f.severity.word()).collect::<Vec<_>>(), ["warn", "ok"]);
+    }
+
+    #[test]
+    fn rules_by_the_time_want_a_clock_and_a_zone() {
+        let found = |options: &str, utc: i64, has_zone: bool| {
+            let cfg = parsed(&format!("config rule\n\toption outbound 'reject'\n{options}"));
+            let mut findings = Findings::new();
+            hours(&mut findings, &cfg, &Moment { utc, ..Moment::default() }, has_zone);
+            findings.iter().map(|f| (f.id, f.severity.word())).collect::<Vec<_>>()
+        };
+        let (night, by_utc) = ("\toption start_time '21:00'\n", "\toption utc_time '1'\n");
+        let set = FIRST_POSSIBLE as i64;
+        assert_eq!(found("", 40, false), []);
+        assert_eq!(found(night, 40, true), [("hours", "warn")]);
+        assert_eq!(found(night, set, false), [("hours", "warn")]);
+        assert_eq!(found(night, set, true), [("hours", "ok")]);
+        assert_eq!(found(&format!("{night}{by_utc}"), set, false), [("hours", "ok")]);
     }
 
     #[test]

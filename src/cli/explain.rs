@@ -4,8 +4,9 @@
 use super::ask::{Answer, PATIENCE, document, print};
 use super::decides::decides;
 use super::tree::Tree;
+use super::units::seconds;
 use super::{DEFAULT_CONFIG, Failure};
-use crate::config::{self, Config, IpRange, Listener, Mac, Mode, Target};
+use crate::config::{self, Config, IpRange, Listener, Mac, Mode, Moment, Target};
 use crate::control::{Asked, Request};
 use crate::netfilter::{Facts, commands, networks};
 use crate::policy::explain::{Outcome, Step};
@@ -127,6 +128,20 @@ impl Line {
         }
     }
 
+    /// What the clock says to a rule with hours, as the file has it.
+    fn by_the_clock(&self, cfg: &Config, now: &Moment) -> String {
+        let rule = cfg.rules.iter().find(|rule| Some(u64::from(rule.number)) == self.rule);
+        let Some((rule, schedule)) = rule.and_then(|rule| Some((rule, rule.schedule?))) else { return String::new() };
+        let holds = if rule.on { "holds" } else { "does not hold" };
+        if !now.is_known() {
+            return format!(" (the clock is not set: until then it {holds})");
+        }
+        match schedule.next_change(now) {
+            Some(at) => format!(" (now it {holds}, for {})", seconds((at - now.utc).unsigned_abs())),
+            None => format!(" (now it {holds})"),
+        }
+    }
+
     fn goes(&self) -> String {
         match self.state.as_str() {
             "" => format!("outbound '{}'", self.outbound),
@@ -164,10 +179,18 @@ fn of_file(cfg: &Config, flow: &Flow<'_>) -> Vec<Line> {
 }
 
 fn rules(steps: &[Line], cfg: &Config, text: &mut String) {
+    let now = config::load::moment();
     for line in steps {
         let what = match line.outcome.as_str() {
             "no" => format!("does not match: {}", line.kinds.join(", ")),
-            "depends" => format!("depends on {}: if it matches, {}", line.kinds.join(", "), line.goes()),
+            "depends" => {
+                format!(
+                    "depends on {}: if it matches, {}{}",
+                    line.kinds.join(", "),
+                    line.goes(),
+                    line.by_the_clock(cfg, &now)
+                )
+            }
             _ => format!("matches: {}", line.goes()),
         };
         // text in memory takes everything

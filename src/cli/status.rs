@@ -116,6 +116,15 @@ fn rules(status: &Tree, text: &mut String) {
         ]);
     }
     table.write(text);
+    for rule in all.iter().take(RULES_SHOWN).filter(|rule| *rule.get("holds") != Tree::Null) {
+        let until = rule.number("changes").checked_sub(status.number("time")).map(seconds);
+        let (number, holds) = (rule.number("number"), rule.flag("holds"));
+        let _ = match (holds, until) {
+            (true, Some(until)) => writeln!(text, "  {number}: holds now, for {until}"),
+            (false, Some(until)) => writeln!(text, "  {number}: holds not now, but in {until}"),
+            (holds, None) => writeln!(text, "  {number}: holds{} now", if holds { "" } else { " not" }),
+        };
+    }
     if let Some(more) = all.len().checked_sub(RULES_SHOWN).filter(|more| *more > 0) {
         let _ = writeln!(text, "  and {more} more: see --json");
     }
@@ -252,8 +261,8 @@ mod tests {
             "bytes_down":34000000,"errors":0},
             {"name":"hk","type":"socks5","state":"down","latency_ms":null,"sessions":0,"bytes_up":0,"bytes_down":0,
             "errors":7,"last_error":{"time":1795572453,"text":"203.0.113.9:443: connection refused"}}],
-        "rules":[{"number":0,"name":"video","outbound":"hk","active":true,"hits":77},
-            {"number":3,"name":null,"outbound":"direct","active":false,"hits":0}],
+        "rules":[{"number":0,"name":"video","outbound":"hk","active":true,"hits":77,"holds":true,"changes":1795580000},
+            {"number":3,"name":null,"outbound":"direct","active":false,"hits":0,"holds":null,"changes":null}],
         "sets":[{"name":"cn","type":"net","entries":8120,"file":"/etc/tproxyd/cn.list","age_s":259200,
             "update_time":1795572633,"update_error":"the server refused it"}],
         "tcp":{"active":12,"limit":4096,"total":5521,"refused":0,"evicted":0},
@@ -281,6 +290,7 @@ Outbounds  type    state  latency  sessions       up    down  errors
 Rules  name   outbound                                 hits
   0    video  hk                                         77
   3           direct    inactive: its set could not be read
+  0: holds now, for 2 h 2 min
 
 Sets  type  entries  age
   cn  net      8120  3 d

@@ -83,6 +83,15 @@ fn read(file: impl Read) -> io::Result<Vec<u8>> {
 /// What time it is, and in which zone: of `TZ` in the environment, `/etc/TZ` (OpenWrt), the last line of `/etc/localtime`
 /// (RFC 8536 section 3.3), else UTC.
 pub fn moment() -> Moment {
+    Moment { utc: clock::utc(), zone: zone().unwrap_or_default() }
+}
+
+/// True if somebody has said which zone that is.
+pub fn has_zone() -> bool {
+    zone().is_some()
+}
+
+fn zone() -> Option<Zone> {
     let environment = std::env::var("TZ").ok();
     let openwrts = || Zone::parse(&std::fs::read_to_string("/etc/TZ").ok()?);
     let others = || {
@@ -90,8 +99,7 @@ pub fn moment() -> Moment {
         let line = file.strip_suffix(b"\n")?.rsplit(|c| *c == b'\n').next()?;
         Zone::parse(std::str::from_utf8(line).ok()?)
     };
-    let zone = environment.and_then(|text| Zone::parse(&text)).or_else(openwrts).or_else(others).unwrap_or_default();
-    Moment { utc: clock::utc(), zone }
+    environment.and_then(|text| Zone::parse(&text)).or_else(openwrts).or_else(others)
 }
 
 /// `MemTotal` of proc_meminfo(5) in bytes; 0 if it can't be read.

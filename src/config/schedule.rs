@@ -4,7 +4,7 @@ use super::model::{Config, OutboundKind, Rule, Target};
 use super::zone::{DAY, Zone, weekday_of};
 
 /// A moment, and the zone in which it is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moment {
     /// Seconds since 1970.
     pub utc: i64,

@@ -169,6 +169,8 @@ fn rule(rule: &Rule<'_>, json: &mut Writer<'_>) -> fmt::Result {
     json.text_member("outbound", Short(rule.outbound))?;
     json.flag_member("active", rule.active)?;
     json.number_member("hits", rule.hits)?;
+    json.optional_flag_member("holds", rule.holds)?;
+    json.optional_number_member("changes", rule.changes)?;
     json.end_object()
 }
 

@@ -248,6 +248,10 @@ pub struct Rule<'s> {
     pub active: bool,
     /// Flows that it decided.
     pub hits: u64,
+    /// Whether it holds now; `None`: it has no hours.
+    pub holds: Option<bool>,
+    /// Seconds since 1970 when that changes, if it does within a week and the clock is set.
+    pub changes: Option<u64>,
 }
 
 /// A set.

@@ -86,7 +86,8 @@ impl Subject for Fake {
     }
 
     fn rule(&self, n: usize) -> Option<Rule<'_>> {
-        let rule = Rule { number: n as u32, name: Some(&self.name), outbound: &self.name, active: n == 0, hits: 4 };
+        let (name, holds, changes) = (&*self.name, (n == 0).then_some(true), (n == 0).then_some(1_800_000_003));
+        let rule = Rule { number: n as u32, name: Some(name), outbound: name, active: n == 0, hits: 4, holds, changes };
         (n < 100).then_some(rule)
     }
 
@@ -430,7 +431,7 @@ fn the_status_has_every_part() {
     for part in [
         "\"uptime_s\":77,\"listeners\":[{\"name\":\"hk\",\"address\":\"10.0.0.1:40000\",\"tcp\":true,\"udp\":false,\"packets\":77,\"accepted\":9},",
         "\"outbounds\":[{\"name\":\"hk\",\"type\":\"socks5\",\"state\":\"down\",\"latency_ms\":1234,\"sessions\":4294967295,",
-        "\"rules\":[{\"number\":0,\"name\":\"hk\",\"outbound\":\"hk\",\"active\":true,\"hits\":4},",
+        "\"rules\":[{\"number\":0,\"name\":\"hk\",\"outbound\":\"hk\",\"active\":true,\"hits\":4,\"holds\":true,\"changes\":1800000003},",
         "\"tcp\":{\"active\":5,\"limit\":10,\"total\":0,\"refused\":0,\"evicted\":0},",
         "\"memory\":{\"used\":1,\"peak\":2,\"bound\":3},",
         "\"pool\":{\"lent\":0,\"peak\":3,\"capacity\":8,\"empty\":0},\"destinations\":{\"used\":5,\"evicted\":6},",

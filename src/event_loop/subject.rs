@@ -2,7 +2,7 @@
 
 use super::{Engine, number};
 use crate::budget::{self, Tables};
-use crate::config::{Entries, OutboundKind, Target, lists};
+use crate::config::{Entries, Moment, OutboundKind, Target, lists, load};
 use crate::control::{
     Asked, ClientRow, Clients, Explained, Kick, Listener, Memory, Outbound, Place, Pool, Problem, Rule, Session, Set,
     Spare, State, Subject, Totals, Way,
@@ -135,7 +135,11 @@ impl Subject for Engine {
         // as they were when the answer began: see `packets`
         let by_kernel = self.kernel_hits.borrow().iter().find(|(number, _)| *number == rule.number).map(|(_, n)| *n);
         let hits = by_process + by_kernel.unwrap_or(0);
-        Some(Rule { number: rule.number, name: rule.name.as_deref(), outbound, active: found.is_some(), hits })
+        let (name, active) = (rule.name.as_deref(), found.is_some());
+        let now = rule.schedule.map(|_| load::moment()).filter(Moment::is_known);
+        let changes = rule.schedule.zip(now).and_then(|(schedule, now)| schedule.next_change(&now));
+        let (holds, changes) = (rule.schedule.map(|_| rule.on), changes.map(|at| at as u64));
+        Some(Rule { number: rule.number, name, outbound, active, hits, holds, changes })
     }
 
     fn set(&self, n: usize) -> Option<Set<'_>> {

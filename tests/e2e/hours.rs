@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::daemon::{Daemon, PROGRAM, Uci};
+use crate::json::Json;
 use crate::lab::{Family, Lab};
 use crate::mirror::{Mirror, ask, seen_by_udp};
 use crate::process::until;
@@ -76,6 +77,12 @@ fn a_night(verdicts: &str) {
         let refused = refusal(&lab.client, mirror.at);
         assert!(matches!(refused, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{refused:?}");
     }
+    let status = daemon.status();
+    assert_eq!(status.at("rules.0.holds"), &Json::Bool(true), "{status}");
+    let left = status.number("rules.0.changes") - status.number("time");
+    assert!((1..=7200).contains(&left), "{status}");
+    let said = daemon.command("status", &[]);
+    assert!(said.contains("0: holds now, for 1 h"), "{said}");
     // the night ends, and everything is as before
     daemon.write_config(&straight(verdicts, &night(86_400 - 3600, AHEAD)));
     let told = daemon.process().line_count();
@@ -88,7 +95,8 @@ fn a_night(verdicts: &str) {
         seen_by_udp(&socket, mirror.at, PATIENCE).expect("an answer");
     }
     let explained = daemon.command("explain", &["tcp", "192.168.1.2:40000", "203.0.113.80:80"]);
-    assert!(explained.contains("depends on time: if it matches, outbound 'reject'"), "{explained}");
+    let depends = "depends on time: if it matches, outbound 'reject' (now it does not hold, for ";
+    assert!(explained.contains(depends), "{explained}");
 }
 
 #[test]

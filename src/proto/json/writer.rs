@@ -174,6 +174,18 @@ impl<'w> Writer<'w> {
         }
     }
 
+    /// A member that is true or false, or null for `None`.
+    ///
+    /// # Errors
+    /// See [`Self::begin_object`].
+    pub fn optional_flag_member(&mut self, name: &str, flag: Option<bool>) -> fmt::Result {
+        self.key(name)?;
+        match flag {
+            Some(flag) => self.flag(flag),
+            None => self.null(),
+        }
+    }
+
     fn begin(&mut self, bracket: char) -> fmt::Result {
         self.separate()?;
         self.comma = false;
