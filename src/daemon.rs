@@ -17,6 +17,7 @@ use crate::reload::{Reload, Rules, resolve_networks_alone};
 use crate::session::pipes::Pipes;
 use crate::stats::events::Kind;
 use crate::store::timers::Tick;
+use crate::sys::memory;
 use crate::sys::process::{self, Signals, Wish};
 use hours::Hours;
 use ledger::Ledger;
@@ -250,6 +251,7 @@ impl Daemon {
     fn serve(&mut self) -> Result<(), Error> {
         let mut own = Vec::with_capacity(16);
         let mut events = events();
+        memory::discard_stack();
         loop {
             let now = self.engine.moment();
             let scrapes = self.scrapes.as_ref().and_then(|scrapes| scrapes.deadline(now));

@@ -61,10 +61,14 @@ impl Number for u8 {}
 impl Number for u16 {}
 impl Number for u64 {}
 
+fn page_size() -> usize {
+    // SAFETY: no memory is touched.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
 /// Gives the whole pages among `len` bytes from `at` on back; returns how many bytes lie before them, and how many they have.
 fn give_back(at: *mut u8, len: usize) -> (usize, usize) {
-    // SAFETY: no memory is touched.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    let page = page_size();
     let before = at.align_offset(page).min(len);
     let given = (len - before) / page * page;
     // SAFETY: the range lies within what the caller has borrowed exclusively, whose bytes may all become zero; it comes from
@@ -73,6 +77,34 @@ fn give_back(at: *mut u8, len: usize) -> (usize, usize) {
         return (len, 0);
     }
     (before, given)
+}
+
+/// Gives back the pages of the stack below what is in use: starting takes more of it than anything that comes after. Does
+/// nothing in a thread other than the first.
+#[inline(never)]
+pub fn discard_stack() {
+    let here = 0_u8;
+    let here = (&raw const here).addr();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let Some(start) = stack_of(&maps, here) else { return };
+    let unused = (here - UNTOUCHED) / page_size() * page_size();
+    if unused > start {
+        let at = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the range is part of this thread's stack and below every frame: `madvise` is given `UNTOUCHED` bytes for its
+        // own. Whoever uses these pages next writes to them before reading, so that they may become zero.
+        unsafe { libc::madvise(at, unused - start, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Room that is left to the frames below the one that asks; these are two, of some hundred bytes.
+const UNTOUCHED: usize = 16 * 1024;
+
+/// Where the stack of the first thread begins, if `address` lies in it; as proc_pid_maps(5) lists it.
+fn stack_of(maps: &str, address: usize) -> Option<usize> {
+    let line = maps.lines().find(|line| line.ends_with("[stack]"))?;
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    (start..end).contains(&address).then_some(start)
 }
 
 fn read<'b>(path: &str, buffer: &'b mut [u8]) -> &'b str {
@@ -114,6 +146,18 @@ mod tests {
     #[test]
     fn the_binary_is_mapped() {
         assert!(mapped_files() > 100_000);
+    }
+
+    #[test]
+    fn the_stack_is_given_back_by_the_thread_whose_it_is() {
+        let maps =
+            "00010000-00020000 r-xp 00000000 00:00 0   /bin/x\n7ffd0000-7fff1000 rw-p 00000000 00:00 0   [stack]\n";
+        assert_eq!(stack_of(maps, 0x7ffe_0000), Some(0x7ffd_0000));
+        assert_eq!(stack_of(maps, 0x1_8000), None);
+        assert_eq!(stack_of("", 0x1_8000), None);
+        let kept = std::hint::black_box([7_u8; 4096]);
+        discard_stack();
+        assert_eq!(std::hint::black_box(kept), [7; 4096]);
     }
 
     #[test]

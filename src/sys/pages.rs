@@ -10,8 +10,8 @@ use std::ptr::null_mut;
 /// Large pieces from `mmap`, all else from the C library.
 pub struct Allocator;
 
-/// From this size on a piece has pages of its own. A program has few pieces of that size, all of them from its start.
-const LARGE: usize = 64 * 1024;
+/// From this size on a piece has pages of its own. There are few pieces of that size, nearly all of them tables from the start.
+const LARGE: usize = 8 * 1024;
 
 /// Alignment that every page has, whatever its size.
 const PAGE: usize = 4096;

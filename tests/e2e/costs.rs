@@ -233,18 +233,30 @@ fn socket_memory(line: &str, name: &str) -> u64 {
     figures.split(',').find_map(|figure| figure.strip_prefix(name)?.parse().ok()).unwrap_or(0)
 }
 
+/// Processor time, since others keep the machine busy, and the best of a few; that of a build without optimization is longer.
 #[test]
 fn it_listens_at_once() {
     let lab = Lab::new();
-    // the best of a few, since others keep the machine busy
-    let begin_to_listening = |_| {
-        let begin = Instant::now();
+    let start_to_listening = |_| {
         let daemon = Daemon::start_with(&lab, &uci(Way::Direct, Family::V4), &["--no-rules"]);
-        let took = begin.elapsed();
+        let path = format!("/proc/{}/schedstat", daemon.process().pid());
+        let nanoseconds = std::fs::read_to_string(path).expect("it runs");
         daemon.stop();
-        took
+        Duration::from_nanos(nanoseconds.split(' ').next().and_then(|n| n.parse().ok()).expect("a number"))
     };
-    let best = (0..5).map(begin_to_listening).min().expect("five");
-    println!("start to listening: {best:?}");
-    assert!(best < Duration::from_millis(500), "{best:?}");
+    let best = (0..10).map(start_to_listening).min().expect("ten");
+    println!("start to listening: {best:?} of processor time");
+    let most = if cfg!(debug_assertions) { 100 } else { 8 };
+    assert!(best < Duration::from_millis(most), "{best:?}");
+}
+
+/// What the tables may take is reserved, not touched.
+#[test]
+fn an_idle_daemon_has_little_memory_of_its_own() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, &uci(Way::Direct, Family::V4), &["--no-rules"]);
+    let own = daemon.own_memory();
+    println!("{} KB of its own, idle", own / 1024);
+    let most = if cfg!(debug_assertions) { 1536 } else { 450 };
+    assert!(own <= most * 1024, "{} KB", own / 1024);
 }

@@ -281,6 +281,11 @@ impl Daemon {
         self.memory_of("Private_Dirty:")
     }
 
+    /// Memory that no file stands behind, where a file that was just built is not yet on disk, either.
+    pub fn own_memory(&self) -> u64 {
+        self.memory_of("Anonymous:")
+    }
+
     fn memory_of(&self, kind: &str) -> u64 {
         memory_of(&self.process.pid().to_string(), kind)
     }
