@@ -72,19 +72,24 @@ pub struct Problem {
 pub const PROBLEMS_KEPT: usize = 16;
 
 struct Problems {
-    kept: [Option<Problem>; PROBLEMS_KEPT],
+    /// The first `count` of them, if that is fewer than there is room for.
+    kept: [Problem; PROBLEMS_KEPT],
     /// How many there were in all.
     count: u64,
 }
 
-static PROBLEMS: Mutex<Problems> = Mutex::new(Problems { kept: [const { None }; PROBLEMS_KEPT], count: 0 });
+/// Nothing but zeros, so that it takes no room in the file.
+static PROBLEMS: Mutex<Problems> = Mutex::new(Problems {
+    kept: [const { Problem { at: 0, error: false, text: Bounded::EMPTY } }; PROBLEMS_KEPT],
+    count: 0,
+});
 
 fn note(record: &Record<'_>) {
     let error = record.level() == Level::Error;
     let problem = Problem { at: unix_time(), error, text: Bounded::of(record.args()) };
     let mut problems = PROBLEMS.lock().unwrap_or_else(PoisonError::into_inner);
     let place = (problems.count % PROBLEMS_KEPT as u64) as usize;
-    problems.kept[place] = Some(problem);
+    problems.kept[place] = problem;
     problems.count += 1;
 }
 
@@ -95,7 +100,7 @@ pub fn problem(n: usize) -> Option<Problem> {
         return None;
     }
     let number = problems.count.checked_sub(n as u64 + 1)?;
-    problems.kept[(number % PROBLEMS_KEPT as u64) as usize].clone()
+    Some(problems.kept[(number % PROBLEMS_KEPT as u64) as usize].clone())
 }
 
 /// How many warnings and errors were logged since the start.

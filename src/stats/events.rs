@@ -136,9 +136,12 @@ pub struct Bounded<const N: usize> {
 }
 
 impl<const N: usize> Bounded<N> {
+    /// No text.
+    pub const EMPTY: Bounded<N> = Bounded { bytes: [0; N], len: 0 };
+
     /// What `text` displays as.
     pub fn of(text: impl Display) -> Bounded<N> {
-        let mut bounded = Bounded { bytes: [0; N], len: 0 };
+        let mut bounded = Bounded::EMPTY;
         if write!(bounded, "{text}").is_err() {
             let cut = bounded.as_str().char_indices().map(|(at, _)| at).rfind(|at| at + '…'.len_utf8() <= N);
             bounded.len = cut.unwrap_or(0) as u16;
@@ -157,7 +160,7 @@ impl<const N: usize> Bounded<N> {
 
 impl<const N: usize> Default for Bounded<N> {
     fn default() -> Self {
-        Bounded { bytes: [0; N], len: 0 }
+        Bounded::EMPTY
     }
 }
 
