@@ -12,6 +12,7 @@ mod tree;
 mod units;
 
 use crate::daemon;
+use crate::sys::fatal;
 use argh::FromArgs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ const WRONG_USAGE: u8 = 2;
 
 /// Does what the command line asks.
 pub fn main() -> ExitCode {
+    fatal::tell_of_traps();
     let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
     let parsed = match Arguments::from_args(&["tproxyd"], &words) {

@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod dgram;
 pub mod errqueue;
+pub mod fatal;
 pub mod ingress;
 pub mod interface;
 pub mod memory;

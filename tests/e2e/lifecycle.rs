@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -177,6 +178,15 @@ fn killed_with_on_failure_direct_new_connections_work_at_once() {
     assert!(begin.elapsed() < SECOND, "it took {:?}", begin.elapsed());
     daemon.process().wait_silence(PATIENCE); // the helper has cleaned up
     assert_eq!(state(&lab), before);
+}
+
+#[test]
+fn a_daemon_that_a_trap_ends_says_at_which_address() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab, &direct());
+    daemon.process().signal(Signal::SIGILL);
+    daemon.process().wait_for_line(&["tproxyd: stopped by a defect at 0x", "please report this line"]);
+    assert_eq!(daemon.process().wait_end(PATIENCE).signal(), Some(Signal::SIGILL as i32));
 }
 
 over_ways!(killed_with_on_failure_direct_a_udp_client_with_a_fixed_port_is_masqueraded_within_a_second, |way, family| {
