@@ -4,6 +4,7 @@
 use crate::config::{AddressMatch, Config, Globals, Listener, Outbound, PortRange, Rule, Set, Values};
 use crate::control;
 use crate::resolve::Resolver;
+use crate::session::associated::Associated;
 use crate::session::checks::Checks;
 use crate::session::origin::Origins;
 use crate::session::outbound::OUTBOUNDS_MAX;
@@ -69,6 +70,7 @@ pub fn bound(tables: Tables, config: &Config, mapped_files: u64) -> u64 {
         + Names::memory_max(tables.tcp + tables.udp)
         + Shares::memory_max(tables.tcp + tables.udp)
         + Origins::MEMORY_MAX
+        + Associated::memory_max(tables.tcp)
         + Resolver::MEMORY_MAX
         + OUTBOUNDS_MAX * size_of::<outbound::Outbound>()
         + Stats::MEMORY_MAX

@@ -7,6 +7,7 @@ use crate::netfilter::addresses::Addresses;
 use crate::netfilter::neighbours;
 use crate::policy::{Policy, Proto};
 use crate::resolve::{NameId, Outcome, QUERIES_MAX, Resolver, ServersSource};
+use crate::session::associated::Associated;
 use crate::session::association;
 use crate::session::checks::{CHECKS_MAX, Checks};
 use crate::session::intercept::Listener;
@@ -16,9 +17,9 @@ use crate::session::pipes::Pipes;
 use crate::session::redirect::Redirects;
 use crate::session::reply::Replies;
 use crate::session::spares::{self, Spares};
-use crate::session::tcp::Tcp;
+use crate::session::tcp::{Tcp, View};
 use crate::session::udp::Udp;
-use crate::session::{Cx, Owner, Readiness, Words};
+use crate::session::{CloseReason, Cx, Owner, Readiness, Words};
 use crate::stats::Stats;
 use crate::stats::events::{Events as EventLog, Kind};
 use crate::store::meters::Meters;
@@ -131,6 +132,7 @@ pub struct Engine {
     shares: Shares,
     meters: Meters,
     quotas: Quotas,
+    associated: Associated,
     /// Live flows are to be looked at once the new rules are complete.
     reclassify_due: bool,
     /// The listeners were asked to tell devices.
@@ -189,6 +191,7 @@ impl Engine {
             shares: Shares::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
             quotas: Quotas::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
             meters: Meters::new((globals.tcp_sessions + globals.udp_sessions) as u16, random::u64()),
+            associated: Associated::new(globals.tcp_sessions as usize),
             told_devices: false,
             reclassify_due: false,
             kernel_hits: RefCell::default(),
@@ -249,6 +252,11 @@ impl Engine {
     /// # Errors
     /// Those of epoll_wait(2).
     pub fn turn(&mut self, events: &mut Events, until: Option<Tick>, own: &mut Vec<u16>) -> std::io::Result<bool> {
+        while let Some((client, listener)) = self.associated.next_ended() {
+            let (_, udp, _, _, mut cx) = self.split(self.now);
+            let theirs = |view: &View| view.listener == listener && view.client.ip() == client;
+            udp.end(theirs, || CloseReason::Done, &mut cx);
+        }
         self.due = self.deadline();
         let timeout = self.timeout(Tick::soonest(self.due, until));
         match self.poll.poll(events, timeout) {
@@ -505,6 +513,7 @@ impl Engine {
             shares: &mut self.shares,
             meters: &mut self.meters,
             quotas: &mut self.quotas,
+            associated: &mut self.associated,
             sniff_timeout: self.config.globals.sniff_timeout,
             self_mark: self.config.globals.self_mark.value,
             listener: 0,

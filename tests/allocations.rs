@@ -12,6 +12,7 @@ use std::time::Duration;
 use tproxyd::config::{Env, Target, parse};
 use tproxyd::policy::{Flow, Policy, Proto};
 use tproxyd::resolve::{Resolver, ServersSource};
+use tproxyd::session::associated::Associated;
 use tproxyd::session::origin::Origins;
 use tproxyd::session::outbound::Outbounds;
 use tproxyd::session::pipes::Pipes;
@@ -78,6 +79,7 @@ struct Lab {
     shares: Shares,
     meters: Meters,
     quotas: Quotas,
+    associated: Associated,
 }
 
 /// All goes out directly and is measured, at a rate that nobody reaches.
@@ -116,6 +118,7 @@ impl Lab {
             shares,
             meters: Meters::new(128, 7),
             quotas: Quotas::new(128, 7),
+            associated: Associated::new(128),
         }
     }
 
@@ -136,6 +139,7 @@ impl Lab {
             shares: &mut self.shares,
             meters: &mut self.meters,
             quotas: &mut self.quotas,
+            associated: &mut self.associated,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,
@@ -174,6 +178,7 @@ impl Lab {
             shares: &mut self.shares,
             meters: &mut self.meters,
             quotas: &mut self.quotas,
+            associated: &mut self.associated,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,
@@ -201,6 +206,7 @@ impl Lab {
             shares: &mut self.shares,
             meters: &mut self.meters,
             quotas: &mut self.quotas,
+            associated: &mut self.associated,
             sniff_timeout: Duration::from_secs(1),
             self_mark: 0,
             listener: 0,

@@ -187,6 +187,7 @@ impl Tcp {
                 self.reply_by_socks5(key, socks5::SUCCEEDED, local, cx);
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.stage = Stage::Greeting(Greeting::Socks5Associated);
+                    cx.associated.begin(session.client.ip(), session.listener);
                     self.timers.clear(key.slot);
                 }
             }

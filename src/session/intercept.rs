@@ -459,6 +459,10 @@ impl Listener {
         if !self.allowed.contains(datagram.from) {
             return cx.stats.drop(Drop::NotAllowed);
         }
+        // the relay stands as long as the connection does that it was asked for by
+        if self.bound.mode == Mode::Socks5 && !cx.associated.has(datagram.from.ip(), self.place) {
+            return cx.stats.drop(Drop::NotAllowed);
+        }
         if datagram.truncated {
             return cx.stats.drop(Drop::TooLarge);
         }

@@ -1,5 +1,6 @@
 //! One connection or flow, from stage to stage: intercept → classify → dial → relay → account.
 
+pub mod associated;
 pub mod association;
 pub mod checks;
 mod classify;
@@ -41,6 +42,7 @@ use crate::store::quotas::Quotas;
 use crate::store::shares::{Share, Shares};
 use crate::store::slab::Key;
 use crate::store::timers::Tick;
+use associated::Associated;
 use mio::Token;
 use origin::Origins;
 use outbound::Outbounds;
@@ -81,6 +83,8 @@ pub struct Cx<'a> {
     pub meters: &'a mut Meters,
     /// What the clients of rules with a quota have used.
     pub quotas: &'a mut Quotas,
+    /// Who has a relay for datagrams.
+    pub associated: &'a mut Associated,
     /// How long names are looked for.
     pub sniff_timeout: Duration,
     /// fwmark of the daemon's own packets.

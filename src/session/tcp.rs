@@ -57,7 +57,7 @@ pub struct Session {
     /// What its rule lets it move.
     pub(super) measure: Measure,
     /// Place of the listener that took it.
-    listener: u8,
+    pub(in crate::session) listener: u8,
     pub(super) answer: Answer,
     /// Its keys, if the far side is encrypted.
     #[cfg(feature = "shadowsocks")]

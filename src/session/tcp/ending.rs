@@ -3,6 +3,7 @@
 use super::{NO_WAY, Stage, Tcp, View};
 use crate::policy::By;
 use crate::session::dial::{Dial, Failure};
+use crate::session::greet::Greeting;
 use crate::session::metered::Measure;
 use crate::session::outbound::Tried;
 use crate::session::{CloseReason, Cx, Seconds};
@@ -77,6 +78,9 @@ impl Tcp {
     pub(in crate::session) fn close(&mut self, key: Key, reason: CloseReason, cx: &mut Cx<'_>) {
         let Some(mut session) = self.sessions.remove(key) else { return };
         self.ended = true;
+        if session.stage == Stage::Greeting(Greeting::Socks5Associated) {
+            cx.associated.end(session.client.ip(), session.listener);
+        }
         self.timers.clear(key.slot);
         self.dials.remove(session.dial);
         #[cfg(feature = "shadowsocks")]
