@@ -321,10 +321,13 @@ impl Server {
     }
 
     fn clean_up(&mut self) {
-        let Some(Installed { installation, on_failure, .. }) = &self.installed else { return };
+        let Some(Installed { installation, on_failure, text, .. }) = &self.installed else { return };
         match on_failure {
             OnFailure::Block => log::warn!("the daemon died: what it took is dropped until it is back"),
             OnFailure::Direct => {
+                if installation.backend == Backend::Iptables {
+                    iptables::unhook(text, installation.routes.families);
+                }
                 log::warn!("the daemon died: its rules are being removed, traffic flows without it");
                 for error in installation.remove().into_iter().chain(self.spared.put_back().err()) {
                     log::error!("{error}; run `tproxyd clear`");

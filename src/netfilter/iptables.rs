@@ -41,6 +41,17 @@ pub fn remove() -> Result<(), Error> {
     Ok(())
 }
 
+/// Takes the jumps of `text` into our chains away, and nothing else: quick, since what TPROXY finds no socket for is dropped
+/// until then. What could not be taken away is left to [`remove`].
+pub fn unhook(text: &str, families: Families) {
+    for v4 in of(families) {
+        let hooks = jumps_away(text, v4);
+        if !hooks.is_empty() {
+            let _ = restore(&hooks, v4, false);
+        }
+    }
+}
+
 /// Has the tools check `text`, without those of its rules that name a set: a set has to be there.
 ///
 /// # Errors
@@ -221,6 +232,23 @@ fn transaction(saved: &str, text: &str, v4: bool) -> String {
     out
 }
 
+/// What takes the jumps away that `text` puts in.
+fn jumps_away(text: &str, v4: bool) -> String {
+    let mut out = String::new();
+    for table in TABLES {
+        let lines = section(text, table);
+        let own = if v4 { "-4 " } else { "-6 " };
+        // as in `transaction`
+        let has_any = matches!(table, "filter" | "mangle") || lines.iter().any(|line| line.starts_with(own));
+        let hooks: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("-I ")).filter(|_| has_any).collect();
+        if !hooks.is_empty() {
+            let lines: String = hooks.iter().flat_map(|hook| ["-D ", hook, "\n"]).collect();
+            out += &format!("*{table}\n{lines}COMMIT\n");
+        }
+    }
+    out
+}
+
 /// The lines of a table.
 fn section<'a>(text: &'a str, table: &str) -> Vec<&'a str> {
     let begin = |line: &&str| line.strip_prefix('*').is_some_and(|name| name.trim() == table);
@@ -243,6 +271,8 @@ mod tests {
             first,
             "*nat\n:tproxyd_dnat - [0:0]\n-I PREROUTING -j tproxyd_dnat\n-A tproxyd_dnat -j RETURN\nCOMMIT\n"
         );
+        assert_eq!(jumps_away(text, true), "*nat\n-D PREROUTING -j tproxyd_dnat\nCOMMIT\n");
+        assert_eq!(jumps_away(text, false), "", "the table has nothing for the other family");
         assert_eq!(transaction("", text, false), "", "the table has nothing for the other family");
         let there = "*nat\n:PREROUTING ACCEPT [0:0]\n:tproxyd_old - [0:0]\n:tproxyd_dnat - [0:0]\n-A PREROUTING -j other\n\
             -A PREROUTING -j tproxyd_dnat\n-A PREROUTING -j tproxyd_dnat\n-A tproxyd_dnat -j tproxyd_old\nCOMMIT\n";
