@@ -87,6 +87,21 @@ pub fn nginx(lab: &Lab, files: &TempDir, family: Family, port: u16, http: &str) 
     until(lab, family, port, Process::start(command))
 }
 
+/// nginx with these blocks in its `stream`, one of which listens at `port`.
+pub fn nginx_stream(lab: &Lab, files: &TempDir, family: Family, port: u16, stream: &str) -> Process {
+    let dir = files.path().display();
+    let text = format!(
+        "load_module {NGINX_STREAM};\ndaemon off;\nmaster_process off;\npid {dir}/nginx.pid;\nerror_log stderr;\n\
+         events {{}}\nstream {{\n{stream}\n}}\n"
+    );
+    let config = files.write("nginx-stream.conf", &text);
+    let mut command = lab.server.command("nginx");
+    command.arg("-c").arg(&config).arg("-p").arg(files.path()).args(["-e", "stderr"]);
+    until(lab, family, port, Process::start(command))
+}
+
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
 /// `address:port`, with brackets where they belong.
 pub fn at(ip: std::net::IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)

@@ -9,8 +9,8 @@ use crate::lab::{Family, Lab};
 use crate::mirror::{Mirror, ask};
 use crate::ns::Namespace;
 use crate::over_ways;
-use crate::process::TempDir;
-use crate::proxies::{at, haproxy};
+use crate::process::{Process, TempDir};
+use crate::proxies::{at, haproxy, nginx_stream};
 use crate::sock::{accept, connect, exchange, listen, read_all, read_n, receive, refusal, udp};
 
 /// The router's address towards its clients.
@@ -248,6 +248,48 @@ over_ways!(socks5_carries_datagrams_while_its_connection_stands, |_way, family| 
     assert!(outside.iter().all(|one| *one == outside[0]), "one outside port for all: {outside:?}");
 }, v4 Direct V4, v6 Direct V6);
 
+/// A connection that keeps a relay for datagrams.
+fn associated(lab: &Lab, family: Family) -> TcpStream {
+    let mut control = connect(&lab.client, at_gate(family));
+    control.write_all(&[5, 1, 0]).expect("greet");
+    read_n(&mut control, 2);
+    control.write_all(&request(3, SocketAddr::new(family.any(), 0))).expect("request");
+    let reply = read_n(&mut control, request(3, at_gate(family)).len());
+    assert_eq!(reply[..3], [5, 0, 0]);
+    control
+}
+
+over_ways!(a_relay_for_datagrams_ends_with_the_last_connection_that_keeps_it, |_way, family| {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab, &told("socks5", "direct"));
+    let server = udp(&lab.server, family.destination(1), 4_000);
+    let client = udp(&lab.client, family.client(), 0);
+    let header = [&[0, 0, 0][..], &request(1, server.local_addr().expect("bound"))[3..]].concat();
+    let send = |word: &[u8]| client.send_to(&[&header[..], word].concat(), at_gate(family)).expect("send");
+    send(b"before");
+    daemon.status_until("it is refused", |status| status.number("drops.not_allowed") == 1);
+    let (first, second) = (associated(&lab, family), associated(&lab, family));
+    send(b"one");
+    let (arrived, outside) = receive(&server);
+    assert_eq!(arrived, b"one");
+    drop(first);
+    daemon.status_until("one connection is left", |status| status.number("tcp.active") == 1);
+    send(b"two");
+    assert_eq!(receive(&server), (b"two".to_vec(), outside), "the other one keeps it");
+    assert_eq!(daemon.status().number("udp.active"), 1);
+    drop(second);
+    daemon.status_until("the flow has ended", |status| status.number("udp.active") == 0);
+    send(b"after");
+    daemon.status_until("it is refused", |status| status.number("drops.not_allowed") == 2);
+    // Whoever ends the connection: here the daemon.
+    let kept = associated(&lab, family);
+    send(b"three");
+    assert_eq!(receive(&server).0, b"three");
+    daemon.command("kick", &["--client", &family.client().to_string()]);
+    daemon.status_until("nothing is left", |s| s.number("udp.active") == 0 && s.number("tcp.active") == 0);
+    drop(kept);
+}, v4 Direct V4, v6 Direct V6);
+
 over_ways!(plain_leads_to_the_fixed_server_and_nowhere_else, |_way, family| {
     let lab = Lab::new();
     let server = family.proxy().to_string();
@@ -310,42 +352,57 @@ over_ways!(an_accelerator_pair_leads_to_the_true_destination, |_way, family| {
     }
 }, v4 Direct V4, v6 Direct V6);
 
-#[test]
-fn haproxy_says_whose_connection_it_is_and_who_sends_no_header_is_turned_away() {
-    let (lab, files) = (Lab::new(), TempDir::new());
-    for (n, send) in ["send-proxy", "send-proxy-v2"].into_iter().enumerate() {
+/// Somebody else's proxy in the server's namespace, which writes a PROXY header: the program, its word for the version, and what
+/// starts it on a port.
+type Sender = fn(&Lab, &TempDir, Family, u16, &str) -> Process;
+
+fn haproxy_sends(lab: &Lab, files: &TempDir, family: Family, port: u16, how: &str) -> Process {
+    let text = format!(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+         listen pass\n bind {}\n server tproxyd {} {how}\n",
+        at(family.any(), port),
+        at(family.router_wan(), 1_081)
+    );
+    haproxy(lab, files, family, port, &text)
+}
+
+fn nginx_sends(lab: &Lab, files: &TempDir, family: Family, port: u16, _how: &str) -> Process {
+    let (here, there) = (at(family.any(), port), at(family.router_wan(), 1_081));
+    let server = format!("server {{ listen {here}; proxy_pass {there}; proxy_protocol on; }}");
+    nginx_stream(lab, files, family, port, &server)
+}
+
+// The proxy is at every address of the server, so the client calls the destination of the same port and its header says so.
+over_ways!(haproxy_and_nginx_say_whose_connection_it_is_and_who_sends_no_header_is_turned_away, |_way, family| {
+    let senders: [(Sender, &str); 3] =
+        [(haproxy_sends, "send-proxy"), (haproxy_sends, "send-proxy-v2"), (nginx_sends, "v1")];
+    for (n, (sender, how)) in senders.into_iter().enumerate() {
+        let (lab, files) = (Lab::new(), TempDir::new());
         let port = 9_100 + n as u16;
-        let mirror = Mirror::start(&lab.server, Family::V4.proxy());
-        let server = [("server", Family::V4.proxy().to_string()), ("port", mirror.at.port().to_string())];
+        let mirror = Mirror::start(&lab.server, family.proxy());
+        let server = [("server", family.proxy().to_string()), ("port", mirror.at.port().to_string())];
         let server: Vec<_> = server.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let listener = [
             ("mode", "plain"),
             ("port", "1081"),
             ("accept_proxy", "1"),
-            ("allow_ip", "198.51.100.0/24 192.168.1.0/24"),
+            ("allow_ip", "198.51.100.0/24 192.168.1.0/24 2001:db8:1::/64"),
         ];
         let config = Uci::new("forward").listener(&listener).outbound(&server);
         let daemon = Daemon::start(&lab, &config);
-        let text = format!(
-            "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
-             listen pass\n bind 0.0.0.0:{port}\n server tproxyd 198.51.100.1:1081 {send}\n"
-        );
-        let _haproxy = haproxy(&lab, &files, Family::V4, port, &text);
-        let to = at(Family::V4.destination(80), port);
+        let _sender = sender(&lab, &files, family, port, how);
+        let to = at(family.destination(80), port);
         let mut client = connect(&lab.client, to);
         ask(&mut client).expect("an answer");
         let own = client.local_addr().expect("bound").to_string();
         let sessions = daemon.command("sessions", &["--json"]);
         assert!(sessions.contains(&own) && sessions.contains(&to.to_string()), "{sessions}");
-        let mut bare = connect(&lab.server, SocketAddr::new(Family::V4.router_wan(), 1_081));
+        // until_listening has called, too, and ended without a word
+        let before = daemon.status().number("drops.no_greeting");
+        let mut bare = connect(&lab.server, SocketAddr::new(family.router_wan(), 1_081));
         bare.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("send");
         let ended = bare.read(&mut [0; 8]);
         assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
-        assert_eq!(
-            daemon
-                .status_until("the bare one is counted", |s| s.number("drops.no_greeting") == 1)
-                .number("drops.no_greeting"),
-            1
-        );
+        daemon.status_until("the bare one is counted", |s| s.number("drops.no_greeting") > before);
     }
-}
+}, v4 Direct V4, v6 Direct V6);
