@@ -7,7 +7,7 @@
 #   start     starts it, puts its process ids into `pids`, and sets its rules (tproxy and redirect of router.sh)
 # shellcheck shell=bash disable=SC2034,SC2154
 
-PEERS="forward socks5 tproxyd tproxyd_socks5 tproxyd_ss haproxy redsocks ss_redir floor"
+PEERS="forward socks5 tproxyd tproxyd_redirect tproxyd_socks5 tproxyd_ss haproxy redsocks ss_redir floor"
 
 peer_forward() { case $1 in works) echo tcp udp ;; base) echo - ;; esac; }
 
@@ -20,7 +20,7 @@ peer_socks5() {
 }
 
 # ours: its own rules, everything through the process
-tproxyd_with() {
+tproxyd_with() { # OUTBOUND [MODE]
 	cat >$STATE/tproxyd.conf <<-CONFIG
 		config globals
 			option log_level 'error'
@@ -31,6 +31,7 @@ tproxyd_with() {
 			option control '$STATE/control.sock'
 
 		config listener 'lan'
+			option mode '${2:-tproxy}'
 			option port '12345'
 			list device 'lan0'
 
@@ -56,6 +57,11 @@ peer_tproxyd() {
 	base) echo forward ;;
 	start) tproxyd_with direct ;;
 	esac
+}
+
+peer_tproxyd_redirect() {
+	[ "$1" != start ] || { tproxyd_with direct redirect; return; }
+	peer_tproxyd "$1"
 }
 
 peer_tproxyd_socks5() {
