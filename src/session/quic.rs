@@ -120,6 +120,7 @@ impl Udp {
         if let Some(mapping) = mapping
             && mapping.waiting.is_none()
         {
+            cx.moved(&mapping.measure, cx.pool.bytes(&waiting.chunk).len() as u64, 0);
             mapping.waiting = Some(waiting.chunk);
             mapping.waiting_count = waiting.count;
             mapping.only_dns &= orig_dst.port() == 53;

@@ -192,3 +192,23 @@ fn a_live_connection_keeps_its_rate_over_a_reload() {
     let took = transfer(&mut server, &mut client, BULK);
     assert!(took >= least(BULK), "{took:?}");
 }
+
+#[cfg(feature = "shadowsocks")]
+#[test]
+fn a_rate_holds_where_bytes_are_encrypted() {
+    use crate::shadowsocks::{OLD, libev, uci};
+    let lab = Lab::new();
+    let _server = libev(&lab, Family::V4, OLD[0]);
+    let rule = "config rule\n\toption outbound 'out'\n\toption rate '16M'\n";
+    let _daemon = Daemon::start(&lab, &uci(Family::V4, OLD[0]).globals(&[("log_level", "info")]).section(rule));
+    let listener = listen(&lab.server, Family::V4.destination(80), 0);
+    let mut client = connect(&lab.client, listener.local_addr().expect("bound"));
+    // its server dials when the first bytes come
+    client.write_all(b"first").expect("send");
+    let mut server = accept(&listener);
+    assert_eq!(read_n(&mut server, 5), b"first");
+    let took = transfer(&mut server, &mut client, BULK);
+    assert!(took >= least(BULK), "down: {took:?}");
+    let took = transfer(&mut client, &mut server, BULK);
+    assert!(took >= least(BULK), "up: {took:?}");
+}

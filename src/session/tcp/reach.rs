@@ -150,6 +150,8 @@ impl Tcp {
                     self.close(key, CloseReason::ServerFailed(std::io::ErrorKind::OutOfMemory.into()), cx);
                     return;
                 }
+                // what an encrypted session begins with has been sent
+                cx.moved(&session.measure, session.far.sent, 0);
                 self.dials.remove(session.dial);
                 session.dial = Key::NONE;
                 if self.announce(key, cx) {
