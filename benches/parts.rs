@@ -97,6 +97,25 @@ mod rules {
     }
 }
 
+/// What `clients` and the totals of a session cost, when it begins and when it ends.
+mod accounting {
+    use super::*;
+    use std::net::{IpAddr, Ipv4Addr};
+    use tproxyd::stats::clients::Clients;
+
+    #[divan::bench(args = [1, 50, 256])]
+    fn session(bencher: Bencher<'_, '_>, clients: u32) {
+        let mut kept = Clients::new();
+        let mut n = 0_u32;
+        bencher.bench_local(|| {
+            n = n.wrapping_add(7);
+            let client = IpAddr::from(Ipv4Addr::from_bits(0xc0a8_0100 + n % clients));
+            kept.begin(black_box(client), n);
+            kept.end(black_box(client), 128, 128, n);
+        });
+    }
+}
+
 mod codecs {
     use super::*;
 

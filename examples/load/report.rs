@@ -46,6 +46,7 @@ const WORKS: &[Work] = &[
 const PEERS: &[(&str, &str, Option<&str>)] = &[
     ("forward", "plain forwarding", None),
     ("socks5", "client speaks SOCKS5, forwarding", None),
+    ("tproxyd_kernel", "tproxyd, direct by the kernel", Some("forward")),
     ("tproxyd", "tproxyd, direct", Some("forward")),
     ("tproxyd_socks5", "tproxyd, SOCKS5", Some("socks5")),
     ("tproxyd_ss", "tproxyd, Shadowsocks (ChaCha20)", Some("forward")),

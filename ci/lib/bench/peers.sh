@@ -7,7 +7,7 @@
 #   start     starts it, puts its process ids into `pids`, and sets its rules (tproxy and redirect of router.sh)
 # shellcheck shell=bash disable=SC2034,SC2154
 
-PEERS="forward socks5 tproxyd tproxyd_redirect tproxyd_socks5 tproxyd_ss haproxy redsocks ss_redir floor"
+PEERS="forward socks5 tproxyd_kernel tproxyd tproxyd_redirect tproxyd_socks5 tproxyd_ss haproxy redsocks ss_redir floor"
 
 peer_forward() { case $1 in works) echo tcp udp ;; base) echo - ;; esac; }
 
@@ -19,12 +19,12 @@ peer_socks5() {
 	esac
 }
 
-# ours: its own rules, everything through the process
+# ours: its own rules. VERDICTS, RULES: what the kernel may decide; without, everything goes through the process
 tproxyd_with() { # OUTBOUND [MODE]
 	cat >$STATE/tproxyd.conf <<-CONFIG
 		config globals
 			option log_level 'error'
-			option kernel_verdicts '0'
+			option kernel_verdicts '${VERDICTS:-0}'
 			option default '$1'
 			option tcp_sessions '4096'
 			option udp_sessions '4096'
@@ -46,9 +46,29 @@ tproxyd_with() { # OUTBOUND [MODE]
 			option port '8388'
 			option method '$SS_METHOD'
 			option password 'benchmark'
+
+		${RULES:-}
 	CONFIG
 	proxy "$TPROXYD" run --config $STATE/tproxyd.conf
 	until ${TPROXYD} status --config $STATE/tproxyd.conf >/dev/null 2>&1; do nap; done
+}
+
+# The commonest list: some names by the proxy, what is near direct by address, the rest by the proxy. It is near.
+peer_tproxyd_kernel() {
+	case $1 in
+	works) echo tcp udp ;;
+	base) echo forward ;;
+	start)
+		VERDICTS=1
+		RULES="
+		config rule
+			list domain 'video.example'
+			option outbound 'up'
+		config rule
+			list dest_ip '203.0.113.0/24'
+			option outbound 'direct'"
+		start_upstream && tproxyd_with up ;;
+	esac
 }
 
 peer_tproxyd() {
