@@ -28,7 +28,7 @@ pub struct Scrapes {
     address: SocketAddr,
     /// Number of the first seat for [`Subject::watch_client`].
     first: usize,
-    seats: [Seat; SCRAPES_MAX],
+    seats: Vec<Seat>,
     waiting: bool,
 }
 
@@ -64,8 +64,9 @@ impl Scrapes {
             let hint = "change `option metrics`, or stop who has it (netstat -lnp)";
             Error::new(format!("listen on {address}/tcp (option metrics)"), &e).hint(hint)
         })?;
-        let seat = || Seat { client: None, head: heapless::Vec::new(), outlet: Outlet::new() };
-        Ok(Scrapes { listener, address, first, seats: std::array::from_fn(|_| seat()), waiting: false })
+        // not in the struct itself, which moves to its place over the stack
+        let seat = |_| Seat { client: None, head: heapless::Vec::new(), outlet: Outlet::new() };
+        Ok(Scrapes { listener, address, first, seats: (0..SCRAPES_MAX).map(seat).collect(), waiting: false })
     }
 
     /// The listening socket, to be watched for reading.
