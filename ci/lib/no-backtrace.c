@@ -1,6 +1,6 @@
 /* Linked into the routers' programs in place of libunwind. The standard library asks for a stack trace only when
  * RUST_BACKTRACE is set, and could only print bare addresses there; for that it would bring an interpreter of unwinding
- * tables (40 KB on MIPS), and on ARM instructions of an FPU. A panic still says what happened and where. */
+ * tables (40 KB on MIPS), and on ARM instructions of an FPU. A trap's address is told by src/sys/fatal.rs. */
 
 enum { END_OF_STACK = 5 };
 
