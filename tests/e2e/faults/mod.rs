@@ -3,6 +3,7 @@
 
 mod bounds;
 mod bugs;
+mod clocks;
 mod flood;
 mod greedy;
 mod network;
@@ -58,6 +59,16 @@ impl Ground {
     }
 
     fn with_member(exit: Exit, member: &str, change: impl FnOnce(Uci) -> Uci) -> Ground {
+        Ground::start(exit, member, change, Daemon::start)
+    }
+
+    /// With options of the group's member, and a daemon that is started in a way of its own.
+    fn start(
+        exit: Exit,
+        member: &str,
+        change: impl FnOnce(Uci) -> Uci,
+        launch: impl FnOnce(&Lab, &Uci) -> Daemon,
+    ) -> Ground {
         let (lab, files) = (Lab::new(), TempDir::new());
         let family = Family::V4;
         let server = family.proxy().to_string();
@@ -93,7 +104,7 @@ impl Ground {
                 served("shadowsocks", 8_388).outbound(&[("method", "aes-128-gcm"), ("password", "secret")])
             }
         };
-        let daemon = Daemon::start(&lab, &change(uci));
+        let daemon = launch(&lab, &change(uci));
         Ground { daemon, _proxy: proxy, _socks: socks, lab, exit, _files: files }
     }
 
