@@ -8,7 +8,7 @@ use std::thread;
 use crate::daemon::{Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::passage::{dante, microsocks, socks_uci};
-use crate::process::{Process, TempDir};
+use crate::process::TempDir;
 use crate::proxies::{HTTP_PORT, at, haproxy_before_tinyproxy, passing_on, squid, tinyproxy};
 use crate::sock::{accept, connect, listen, read_all};
 
@@ -117,6 +117,6 @@ fn an_end_arrives_and_none_hangs_through_ss_server() {
 #[cfg(feature = "shadowsocks")]
 fn halves_end_apart_through_ssserver() {
     use crate::shadowsocks::{OLD, rust, uci};
-    let start = |lab: &Lab, _: &TempDir, family| -> Option<Process> { rust(lab, family, OLD[0]) };
+    let start = |lab: &Lab, _: &TempDir, family| -> Option<crate::process::Process> { rust(lab, family, OLD[0]) };
     halves_end_apart(false, start, |family| uci(family, OLD[0]), [Then::Kept; 2]);
 }

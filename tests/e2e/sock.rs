@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::ns::{Namespace, reset_on_close, set_accept_timeout};
 
 /// How long anything may take that must happen. Generous: reached only when something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A TCP server's socket in `ns`; port 0 lets the kernel choose.
 pub fn listen(ns: &Namespace, ip: IpAddr, port: u16) -> TcpListener {
