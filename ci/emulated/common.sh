@@ -47,7 +47,9 @@ kernel_state() {
 		ip $family rule
 		ip $family route show table 233 2>/dev/null || true
 	done
+	cat $FLOWTABLE 2>/dev/null || true
 }
+FLOWTABLE=/proc/sys/net/netfilter/nf_flowtable_tcp_timeout   # since Linux 5.14
 
 INTERNET4=203.0.113.9 INTERNET6=2001:db8:77::9
 

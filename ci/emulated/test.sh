@@ -73,6 +73,74 @@ configure "enabled 1" "log_level debug" "tcp_sessions 1024"
 service reload
 wait_for 10 relayed
 
+step "a rule with hours, and a flow that is offloaded"
+refused() { ! client probe tcp $INTERNET4:7000 1 2>/dev/null; }
+served() { client probe tcp $INTERNET4:7000 1 | grep 'seen as 10.0.2.1'; }
+# Says something; true when the other end is gone.
+ended() {
+	echo "x" >&3 || true
+	! kill -0 "$talker" 2>/dev/null
+}
+offloaded() {
+	echo "x" >&3
+	grep OFFLOAD /proc/net/nf_conntrack
+}
+trap '' PIPE
+nft -f - <<-RULES
+	table inet fastpath {
+		flowtable ft {
+			hook ingress priority filter
+			devices = { lan0, wan0 }
+		}
+		chain through {
+			type filter hook forward priority filter
+			meta l4proto { tcp, udp } flow add @ft
+		}
+	}
+RULES
+real="$(date +%s)"
+echo 'CET-1CEST,M3.5.0,M10.5.0/3' >/etc/TZ
+date -u -s '2026-03-28 19:50:00'   # 20:50 in that zone
+(VERDICTS=1; configure "enabled 1" "log_level debug" "tcp_sessions 1024")
+cat >>/etc/config/tproxyd <<-UCI
+	config rule
+		option name 'night'
+		option dest_port '7000'
+		option start_time '21:00'
+		option stop_time '06:00'
+		option outbound 'reject'
+UCI
+service reload
+wait_for 10 client sh -c "probe tcp [$INTERNET6]:7000 1000 | grep 'seen as .fd00:1::2'"
+mkfifo /tmp/talk
+client nc ${INTERNET4} 7000 </tmp/talk >/dev/null &
+talker=$!
+exec 3>/tmp/talk
+wait_for 10 offloaded
+if [ -e $FLOWTABLE ]; then
+	date -u -s '2026-03-28 19:59:55'
+	wait_for 20 ended
+	tproxyd status | grep 'holds now, for 7 h 59 min\|holds now, for 8 h' || fail "status, with an hour less in the night to summer time"
+else
+	kill "$talker"
+fi
+exec 3>&-
+step "the clock is set back, and forward, over a change to summer time, and to where it is not known"
+date -u -s '2026-03-28 12:00:00'
+wait_for 10 served
+date -u -s '2026-03-28 22:00:00'
+wait_for 10 refused
+date -u -s '2026-03-29 03:59:55'   # it is 05:59:55 there by now
+wait_for 20 served
+date -u -s '1970-01-01 12:00:00'
+wait_for 10 refused
+date -u -s "@$real"
+nft delete table inet fastpath
+rm /etc/TZ
+configure "enabled 1" "log_level debug" "tcp_sessions 1024"
+service reload
+wait_for 10 relayed
+
 step "a thousand sessions"
 ulimit -n 8192
 cat >/tmp/measure <<-'SH'
