@@ -313,16 +313,21 @@ mod tests {
         assert_eq!(sniff([packet.as_slice()]), Sniff::Name(Name::parse(b"example.com").unwrap()));
     }
 
-    /// Two datagrams as Chromium 156 sent them: the hello is cut into frames in no order, and does not fit into one.
+    /// Two datagrams as Chromium 156 and Firefox 153 sent them: the hello is cut into frames in no order, and does not fit
+    /// into one.
     #[test]
-    fn what_chromium_sends_asks_for_www_video_example() {
-        let datagrams: Vec<_> =
-            include_str!("../../tests/fixtures/chromium-156-quic.hex").lines().map(octets).collect();
-        let of = |picked: &[usize]| sniff(picked.iter().map(|n| datagrams[*n].as_slice()));
-        let name = Sniff::Name(Name::parse(b"www.video.example").unwrap());
-        for either in [[0, 1], [1, 0]] {
-            assert_eq!(of(&either), name, "{either:?}");
-            assert!([Sniff::More, name].contains(&of(&either[..1])), "{either:?}");
+    fn what_browsers_send_asks_for_www_video_example() {
+        for hex in [
+            include_str!("../../tests/fixtures/chromium-156-quic.hex"),
+            include_str!("../../tests/fixtures/firefox-153-quic.hex"),
+        ] {
+            let datagrams: Vec<_> = hex.lines().map(octets).collect();
+            let of = |picked: &[usize]| sniff(picked.iter().map(|n| datagrams[*n].as_slice()));
+            let name = Sniff::Name(Name::parse(b"www.video.example").unwrap());
+            for either in [[0, 1], [1, 0]] {
+                assert_eq!(of(&either), name, "{either:?}");
+                assert!([Sniff::More, name].contains(&of(&either[..1])), "{either:?}");
+            }
         }
     }
 

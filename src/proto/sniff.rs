@@ -109,16 +109,21 @@ mod tests {
         assert_eq!(name(&vec!["a".repeat(63); 4].join(".")), None, "255 octets");
     }
 
-    /// A ClientHello as Chromium 156 sent it, with its values that mean nothing and its encrypted hello.
+    /// A ClientHello as Chromium 156 and Firefox 153 sent it, with its values that mean nothing and its encrypted hello.
     #[test]
-    fn what_chromium_sends_asks_for_www_video_example_as_soon_as_the_name_has_come() {
-        let hex = include_str!("../../tests/fixtures/chromium-156-tls.hex").trim();
-        let hello: Vec<u8> =
-            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
-        let name = Sniff::Name(Name::parse(b"www.video.example").unwrap());
-        assert_eq!(sniff(&hello), name);
-        for cut in 0..hello.len() {
-            assert!([Sniff::More, name].contains(&sniff(&hello[..cut])), "cut at {cut}");
+    fn what_browsers_send_asks_for_www_video_example_as_soon_as_the_name_has_come() {
+        for hex in [
+            include_str!("../../tests/fixtures/chromium-156-tls.hex"),
+            include_str!("../../tests/fixtures/firefox-153-tls.hex"),
+        ] {
+            let hex = hex.trim();
+            let hello: Vec<u8> =
+                (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+            let name = Sniff::Name(Name::parse(b"www.video.example").unwrap());
+            assert_eq!(sniff(&hello), name);
+            for cut in 0..hello.len() {
+                assert!([Sniff::More, name].contains(&sniff(&hello[..cut])), "cut at {cut}");
+            }
         }
     }
 
