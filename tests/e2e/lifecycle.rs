@@ -20,9 +20,14 @@ use crate::sock::{PATIENCE, connect, exchange, listen, udp};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Everything that the daemon may touch in the router's namespace.
+/// Everything that the daemon may touch in the router's namespace. What the kernel itself adds or changes once it sees that a
+/// link is up, or knows that an address is nobody else's, may come late, and is left out.
 pub fn state(lab: &Lab) -> String {
-    let ip = |args: &[&str]| lab.router.tool("ip", args, "");
+    let ip = |args: &[&str]| {
+        let lines = lab.router.tool("ip", args, "");
+        let ours = lines.lines().filter(|line| !line.contains("fe80:") && !line.contains("ff00::"));
+        ours.map(|line| line.replace("linkdown ", "") + "\n").collect::<String>()
+    };
     let filter = match std::env::var(BACKEND).as_deref() {
         Ok("iptables") => iptables_rules(&lab.router),
         _ => lab.router.tool("nft", &["-s", "list", "ruleset"], ""),
