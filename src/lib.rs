@@ -45,6 +45,7 @@ pub mod helper;
 pub mod log_sink;
 pub mod netfilter;
 pub mod policy;
+#[cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice))]
 pub mod proto;
 pub mod reload;
 pub mod resolve;

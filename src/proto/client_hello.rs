@@ -2,8 +2,8 @@
 //!
 //! QUIC carries the same message without records, in its CRYPTO frames: [`in_message`].
 
-use super::Reader;
 use super::sniff::Name;
+use super::{Reader, fill, up_to};
 
 /// Content type of a record with handshake messages; the first octet that a TLS client sends.
 pub const HANDSHAKE_RECORD: u8 = 22;
@@ -47,12 +47,9 @@ pub fn in_records(stream: &[u8]) -> Hello {
         if len == 0 || len > 1 << 14 {
             return Hello::NotHello;
         }
-        let rest = &stream[input.used()..];
-        let part = &rest[..rest.len().min(len.into())];
-        let room = part.len().min(MESSAGE_MAX - have);
-        message[have..have + room].copy_from_slice(&part[..room]);
-        have += room;
-        match in_message(&message[..have]) {
+        let part = up_to(input.rest(), len.into());
+        have += fill(message.get_mut(have..).unwrap_or_default(), part);
+        match in_message(up_to(&message, have)) {
             Hello::More if have < MESSAGE_MAX => {}
             Hello::More => return Hello::NotHello,
             told => return told,
@@ -82,8 +79,7 @@ pub fn in_message(message: &[u8]) -> Hello {
     if high != 0 || len < 2 + 32 + 1 + 2 + 1 {
         return Hello::NotHello;
     }
-    let there = &message[header.used()..];
-    let body = &there[..there.len().min(len)];
+    let body = up_to(header.rest(), len);
     match extensions(&mut Reader::new(body), len) {
         Ok(told) => told,
         Err(Short) if body.len() == len => Hello::NotHello,

@@ -59,7 +59,7 @@ fn put_base64(out: &mut Writer<'_>, mut octets: impl Iterator<Item = u8>) -> Opt
     while let Some(first) = octets.next() {
         let (second, third) = (octets.next(), octets.next());
         let group = u32::from(first) << 16 | u32::from(second.unwrap_or(0)) << 8 | u32::from(third.unwrap_or(0));
-        let letter = |shift: u32| ALPHABET[(group >> shift) as usize & 63];
+        let letter = |shift: u32| ALPHABET.get((group >> shift) as usize & 63).copied().unwrap_or(b'=');
         let third_letter = if second.is_some() { letter(6) } else { b'=' };
         let fourth_letter = if third.is_some() { letter(0) } else { b'=' };
         out.put(&[letter(18), letter(12), third_letter, fourth_letter])?;
@@ -188,7 +188,7 @@ impl Scanner {
             // empty lines before an answer are passed over, as servers do before a request (RFC 9112 section 2.2)
             0 if matches!(octet, b'\r' | b'\n') => return Ok(Place::Status(0)),
             5 if octet.is_ascii_digit() && octet != b'1' => return Err(Refusal::Version { got: octet }),
-            0..=6 if octet != BEGIN[usize::from(at)] => return wrong,
+            0..=6 if BEGIN.get(usize::from(at)) != Some(&octet) => return wrong,
             7 if !octet.is_ascii_digit() => return wrong,
             8 if octet != b' ' => return wrong,
             9 if !(b'1'..=b'9').contains(&octet) => return wrong,

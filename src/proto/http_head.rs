@@ -20,21 +20,23 @@ pub enum Head<'a> {
 
 /// Reads the head at the beginning of `bytes`. A bare LF ends a line as well (RFC 9112 section 2.2).
 pub fn read(bytes: &[u8]) -> Head<'_> {
-    let Some(end) = line_end(bytes, 0) else { return Head::More };
-    let first = without_end(&bytes[..end]);
+    let Some((first, end)) = line(bytes, 0) else { return Head::More };
     let mut at = end;
-    while let Some(next) = line_end(bytes, at) {
-        if without_end(&bytes[at..next]).is_empty() {
-            return Head::Complete { first, fields: Fields { lines: &bytes[end..at] }, used: next };
+    while let Some((text, next)) = line(bytes, at) {
+        if text.is_empty() {
+            let lines = bytes.get(end..at).unwrap_or_default();
+            return Head::Complete { first, fields: Fields { lines }, used: next };
         }
         at = next;
     }
     Head::More
 }
 
-/// Where the line that begins at `at` ends, its LF included.
-fn line_end(bytes: &[u8], at: usize) -> Option<usize> {
-    bytes[at..].iter().position(|c| *c == b'\n').map(|n| at + n + 1)
+/// The line that begins at `at`, without its end, and where the next one begins.
+fn line(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let rest = bytes.get(at..)?;
+    let len = rest.iter().position(|c| *c == b'\n')? + 1;
+    Some((without_end(rest.get(..len)?), at + len))
 }
 
 fn without_end(line: &[u8]) -> &[u8] {
@@ -56,8 +58,9 @@ impl<'a> Fields<'a> {
 }
 
 fn field<'a>(line: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let colon = line.iter().position(|c| *c == b':')?;
-    line[..colon].eq_ignore_ascii_case(name.as_bytes()).then(|| line[colon + 1..].trim_ascii())
+    let mut parts = line.splitn(2, |c| *c == b':');
+    let (known, value) = (parts.next()?, parts.next()?);
+    known.eq_ignore_ascii_case(name.as_bytes()).then(|| value.trim_ascii())
 }
 
 /// The three parts of a request line: method, target, version.
@@ -74,8 +77,7 @@ pub fn host_of(authority: &[u8]) -> &[u8] {
     if authority.first() == Some(&b'[') {
         return authority;
     }
-    let colon = authority.iter().position(|c| *c == b':').unwrap_or(authority.len());
-    &authority[..colon]
+    authority.split(|c| *c == b':').next().unwrap_or(authority)
 }
 
 /// Longest method that is known: `UPDATEREDIRECTREF`, and some room.
@@ -93,24 +95,23 @@ pub(super) fn sniff(bytes: &[u8]) -> Sniff {
         Some(b' ') if (1..=METHOD_MAX).contains(&method) => {}
         _ => return Sniff::Unknown,
     }
-    let end = line_end(bytes, 0);
+    let first = line(bytes, 0);
     // no text: nor will it be when its line ends
-    if bytes[..end.unwrap_or(bytes.len())].contains(&0) {
+    if first.map_or(bytes, |(text, _)| text).contains(&0) {
         return Sniff::Unknown;
     }
-    let Some(end) = end else { return Sniff::More };
-    let Some((method, target, _)) = request_line(without_end(&bytes[..end])) else { return Sniff::Unknown };
+    let Some((first, end)) = first else { return Sniff::More };
+    let Some((method, target, _)) = request_line(first) else { return Sniff::Unknown };
     let told = |authority: &[u8]| Name::parse(host_of(authority)).map_or(Sniff::Unknown, Sniff::Name);
     if method == b"CONNECT" {
         return told(target);
     }
     let mut at = end;
-    while let Some(next) = line_end(bytes, at) {
-        let line = without_end(&bytes[at..next]);
-        if line.is_empty() {
+    while let Some((text, next)) = line(bytes, at) {
+        if text.is_empty() {
             return Sniff::Unknown;
         }
-        if let Some(host) = field(line, "Host") {
+        if let Some(host) = field(text, "Host") {
             return told(host);
         }
         at = next;

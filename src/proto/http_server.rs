@@ -91,10 +91,10 @@ fn absolute(uri: &[u8]) -> Option<(&[u8], &[u8])> {
 /// Host and port.
 fn split(authority: &[u8], default: Option<u16>) -> Option<Target> {
     let authority = authority.rsplit(|c| *c == b'@').next()?;
-    let colon = authority.iter().rposition(|c| *c == b':').filter(|at| !authority[*at..].contains(&b']'));
-    let (host, port) = match colon {
-        Some(at) => (&authority[..at], std::str::from_utf8(&authority[at + 1..]).ok()?.parse().ok()?),
-        None => (authority, default?),
+    let colon = authority.iter().rposition(|c| *c == b':');
+    let (host, port) = match colon.and_then(|at| authority.split_at_checked(at)) {
+        Some((host, [_, port @ ..])) if !port.contains(&b']') => (host, std::str::from_utf8(port).ok()?.parse().ok()?),
+        _ => (authority, default?),
     };
     target(host, port)
 }

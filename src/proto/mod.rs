@@ -42,6 +42,11 @@ impl<'a> Reader<'a> {
         self.at
     }
 
+    /// Bytes not read yet.
+    fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+
     fn take(&mut self, n: usize) -> Option<&'a [u8]> {
         let taken = self.bytes.get(self.at..self.at.checked_add(n)?)?;
         self.at += n;
@@ -60,6 +65,20 @@ impl<'a> Reader<'a> {
     fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_be_bytes)
     }
+}
+
+/// The first `n` of `bytes`, or all if there are fewer.
+fn up_to(bytes: &[u8], n: usize) -> &[u8] {
+    bytes.get(..n).unwrap_or(bytes)
+}
+
+/// Copies as much of `bytes` as there is room for, and returns how much that is.
+fn fill(room: &mut [u8], bytes: &[u8]) -> usize {
+    let n = room.len().min(bytes.len());
+    if let (Some(room), Some(bytes)) = (room.get_mut(..n), bytes.get(..n)) {
+        room.copy_from_slice(bytes);
+    }
+    n
 }
 
 /// A cursor over the buffer that the caller lent. A write that does not fit is `None` and writes nothing.

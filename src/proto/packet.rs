@@ -30,6 +30,7 @@ pub fn udp_header(from: &SocketAddr, to: &SocketAddr, payload: &[u8]) -> [u8; UD
 
 /// The sum of `octets` as 16-bit words in the machine's own order, not yet folded. RFC 1071 section 2: the order does not
 /// matter as long as the result is stored in the same one. At most 64 KB, so that it can't overflow.
+#[allow(clippy::indexing_slicing, reason = "places within sixteen octets, and a rest that is shorter")]
 fn sum(octets: &[u8]) -> u64 {
     // by 16, since a program that is built for size keeps every loop as it is written
     let (blocks, rest) = octets.as_chunks::<16>();
@@ -63,6 +64,7 @@ pub const UNREACHABLE_MAX: usize = 8 + 40 + 8;
 ///
 /// It embeds the IP and UDP header of that datagram, by which the client's kernel finds the socket (RFC 792; RFC 4443
 /// section 3.1). The checksum of an ICMPv6 message is left to the kernel (RFC 3542 section 3.1).
+#[allow(clippy::indexing_slicing, reason = "constant places in a buffer of constant size")]
 pub fn unreachable(
     kind: (u8, u8),
     mtu: u32,

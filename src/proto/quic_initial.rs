@@ -1,10 +1,10 @@
 //! The server's name in a client's first QUIC packets (RFC 9000, RFC 9001, RFC 9369): Initial packets, their CRYPTO frames
 //! in any order and over several datagrams, and in these the ClientHello.
 
-use super::Reader;
 use super::client_hello::{Hello, in_message};
 use super::quic_keys::{InitialKeys, SAMPLE, TAG, Version};
 use super::sniff::Sniff;
+use super::{Reader, fill, up_to};
 
 /// Octets of the ClientHello that are looked at.
 const CRYPTO_MAX: usize = 4096;
@@ -46,7 +46,11 @@ pub fn check_frames(payload: &[u8]) {
     let _ = frames(payload, &mut crypto);
     assert!(crypto.contiguous().len() <= CRYPTO_MAX);
     assert!(crypto.have.iter().all(|(first, last)| first < last), "empty parts: {:?}", crypto.have);
-    assert!(crypto.have.windows(2).all(|pair| pair[0].1 < pair[1].0), "parts that touch: {:?}", crypto.have);
+    assert!(
+        crypto.have.windows(2).all(|pair| matches!(pair, [one, next] if one.1 < next.0)),
+        "parts that touch: {:?}",
+        crypto.have
+    );
     let _ = in_message(crypto.contiguous());
 }
 
@@ -61,18 +65,18 @@ fn read_datagram(datagram: &[u8], keys: &mut Option<InitialKeys>, crypto: &mut C
     let mut rest = datagram;
     let mut read = Read::Other;
     while let Some(packet) = Packet::parse(rest) {
-        let Some(end) = packet.end.filter(|end| *end <= rest.len()) else { break };
+        let Some((whole, others)) = packet.end.and_then(|end| rest.split_at_checked(end)) else { break };
         if let Some(version) = packet.initial {
             if keys.is_none() {
                 *keys = InitialKeys::new(version, packet.connection_id);
             }
             if let Some(keys) = keys
-                && open(&rest[..end], packet.number_at, keys, crypto).is_some()
+                && open(whole, packet.number_at, keys, crypto).is_some()
             {
                 read = Read::Initial;
             }
         }
-        rest = &rest[end..];
+        rest = others;
     }
     read
 }
@@ -124,11 +128,12 @@ fn open(packet: &[u8], number_at: usize, keys: &InitialKeys, crypto: &mut Crypto
     bytes.copy_from_slice(packet);
     // the sample is taken as if the packet number had 4 octets (RFC 9001 section 5.4.2)
     let sample: [u8; SAMPLE] = bytes.get(number_at + 4..number_at + 4 + SAMPLE)?.try_into().ok()?;
-    let mask = keys.mask(sample);
-    bytes[0] ^= mask[0] & 0x0f;
-    let number_len = usize::from(bytes[0] & 3) + 1;
+    let [mask_of_first, mask @ ..] = keys.mask(sample);
+    let first = bytes.first_mut()?;
+    *first ^= mask_of_first & 0x0f;
+    let number_len = usize::from(*first & 3) + 1;
     let mut number = 0;
-    for (octet, mask) in bytes[number_at..number_at + number_len].iter_mut().zip(&mask[1..]) {
+    for (octet, mask) in bytes.get_mut(number_at..number_at + number_len)?.iter_mut().zip(&mask) {
         *octet ^= mask;
         number = number << 8 | u32::from(*octet);
     }
@@ -194,10 +199,11 @@ const PARTS_MAX: usize = 32;
 
 impl Crypto {
     fn put(&mut self, offset: usize, bytes: &[u8]) {
-        let end = offset.saturating_add(bytes.len()).min(CRYPTO_MAX);
-        let Some(room) = self.octets.get_mut(offset..end).filter(|room| !room.is_empty()) else { return };
-        room.copy_from_slice(&bytes[..room.len()]);
-        let (mut first, mut last) = (offset as u16, end as u16);
+        let filled = fill(self.octets.get_mut(offset..).unwrap_or_default(), bytes);
+        if filled == 0 {
+            return;
+        }
+        let (mut first, mut last) = (offset as u16, (offset + filled) as u16);
         self.have.retain(|(a, b)| {
             let apart = *b < first || last < *a;
             if !apart {
@@ -213,7 +219,7 @@ impl Crypto {
     /// What has come without a hole.
     fn contiguous(&self) -> &[u8] {
         match self.have.first() {
-            Some((0, end)) => &self.octets[..usize::from(*end)],
+            Some((0, end)) => up_to(&self.octets, usize::from(*end)),
             _ => &[],
         }
     }

@@ -68,7 +68,8 @@ impl InitialKeys {
     pub(super) fn mask(&self, sample: [u8; SAMPLE]) -> [u8; 5] {
         let mut block = sample;
         encrypt_block_128(&self.header, &mut block);
-        [block[0], block[1], block[2], block[3], block[4]]
+        let [a, b, c, d, e, ..] = block;
+        [a, b, c, d, e]
     }
 
     /// Decrypts `payload`, whose tag stands apart, in place. False if it was made with other keys.

@@ -1,5 +1,6 @@
 //! Shadowsocks: keys, ciphers and the meaning of their bytes (SIP004 AEAD, SIP022 "2022"). The ciphers are those of the
 //! RustCrypto project; nothing here reads a clock or makes a random number: the caller lends both.
+#![allow(clippy::indexing_slicing, reason = "lengths are the method's own, within buffers of the longest")]
 
 use super::Writer;
 use super::socks5::{put_address, put_name};

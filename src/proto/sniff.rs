@@ -2,6 +2,7 @@
 
 use super::client_hello::{self, Hello};
 use super::http_head;
+use super::up_to;
 
 /// What the first bytes tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Name {
     /// The name.
     pub fn as_str(&self) -> &str {
         // only ASCII got in
-        std::str::from_utf8(&self.text[..usize::from(self.len)]).unwrap_or_default()
+        std::str::from_utf8(up_to(&self.text, self.len.into())).unwrap_or_default()
     }
 }
 
@@ -83,7 +84,7 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
 pub fn check_prefix_law(bytes: &[u8]) {
     let mut decided = None;
     for end in 0..=bytes.len() {
-        let now = sniff(&bytes[..end]);
+        let now = sniff(up_to(bytes, end));
         match decided {
             None if now != Sniff::More => decided = Some(now),
             None => {}

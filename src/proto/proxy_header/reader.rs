@@ -1,7 +1,7 @@
 //! The receiver's side: a header that came before a connection's first byte, or before a datagram.
 
 use super::{DATAGRAM, INET, INET6, SIGNATURE, STREAM, Transport};
-use crate::proto::Reader;
+use crate::proto::{Reader, up_to};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What the beginning of some bytes says.
@@ -22,23 +22,27 @@ pub enum Header {
 
 /// Reads the header at the beginning of `bytes`, of either version; before a datagram only version 2.
 pub fn read(bytes: &[u8], transport: Transport) -> Header {
-    let common = SIGNATURE.len().min(bytes.len());
-    if bytes[..common] == SIGNATURE[..common] {
-        return if common < SIGNATURE.len() { Header::More } else { octets(bytes, transport).unwrap_or(Header::More) };
+    if begins_like(bytes, &SIGNATURE) {
+        let whole = bytes.len() >= SIGNATURE.len();
+        return if whole { octets(bytes, transport).unwrap_or(Header::More) } else { Header::More };
     }
     if transport == Transport::Datagram {
         return Header::Bad;
     }
-    let common = LINE.len().min(bytes.len());
-    if bytes[..common] != LINE[..common] {
+    if !begins_like(bytes, LINE) {
         return Header::Bad;
     }
-    let searched = &bytes[..bytes.len().min(LONGEST_LINE)];
+    let searched = up_to(bytes, LONGEST_LINE);
     match searched.windows(2).position(|pair| pair == b"\r\n") {
-        Some(end) => line(&searched[LINE.len().min(end)..end], end + 2),
+        Some(end) => line(searched.get(LINE.len()..end).unwrap_or_default(), end + 2),
         None if searched.len() < LONGEST_LINE => Header::More,
         None => Header::Bad,
     }
+}
+
+/// True if the octets that both have are the same.
+fn begins_like(bytes: &[u8], pattern: &[u8]) -> bool {
+    bytes.iter().zip(pattern).all(|(one, other)| one == other)
 }
 
 /// What stands between `PROXY ` and the end of the line (section 2.1).

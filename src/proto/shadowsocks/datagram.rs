@@ -1,4 +1,5 @@
 //! UDP: each datagram by itself (SIP004 "UDP", SIP022 section 3.2).
+#![allow(clippy::indexing_slicing, reason = "lengths are the method's own, within buffers of the longest")]
 
 use super::{KEY_MAX, MasterKey, Method, Refusal, TAG, Target, in_time, open, seal};
 use crate::proto::socks5::{Endpoint, read_address};

@@ -8,6 +8,7 @@
 //!
 //! What has come before is remembered by servers alone: a client's salt is in the answer, where nobody else's will do, so it
 //! need not remember the server's (SIP022 section 3.1.5).
+#![allow(clippy::indexing_slicing, reason = "lengths are the method's own, within buffers of the longest")]
 
 use super::{KEY_MAX, MasterKey, Refusal, Subkey, TAG, Target, in_time, open, seal};
 use crate::proto::Writer;
