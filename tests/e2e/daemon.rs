@@ -252,11 +252,11 @@ impl Daemon {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.pid())).expect("the daemon runs").count()
     }
 
-    /// Waits until it has as many descriptors as `before` again. (The one of the last `status` is closed a moment after
-    /// its answer.)
+    /// Waits until it has no more descriptors than `before`. (The one of the last `status` is closed a moment after its
+    /// answer, and may have been among those.)
     pub fn wait_descriptors(&self, before: usize) {
         let begin = std::time::Instant::now();
-        while self.descriptors() != before {
+        while self.descriptors() > before {
             let now = self.descriptors();
             assert!(begin.elapsed() < PATIENCE, "{now} descriptors are open, {before} were");
             std::thread::yield_now();
