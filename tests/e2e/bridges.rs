@@ -1,8 +1,6 @@
 //! Clients behind a bridge of the router, where `br_netfilter` is loaded (docker): what crosses a bridge is shown to the rules
 //! of IP too early, which takes away what TPROXY catches. It is turned off for these bridges alone, and put back as it was.
 
-use std::time::{Duration, Instant};
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -11,6 +9,7 @@ use crate::lab::{Family, Lab};
 use crate::mirror::{Mirror, seen_by_tcp, seen_by_udp};
 use crate::over_ways;
 use crate::passage::{Way, uci};
+use crate::process::{until, until_within};
 use crate::sock::{PATIENCE, udp};
 
 fn passes(lab: &Lab, family: Family) {
@@ -40,12 +39,8 @@ const BEFORE: &str = "110000";
 /// Off for all, on for docker's.
 const SPARED: &str = "000011";
 
-fn until(lab: &Lab, wanted: &str) {
-    let begin = Instant::now();
-    while settings(lab) != wanted {
-        assert!(begin.elapsed() < PATIENCE, "{} and not {wanted}", settings(lab));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn until_set(lab: &Lab, wanted: &str) {
+    until_within(PATIENCE, || format!("{} and not {wanted}", settings(lab)), || settings(lab) == wanted);
 }
 
 /// Neither process gets to put anything back.
@@ -100,10 +95,10 @@ fn settings_of_br_netfilter_are_as_before_however_the_daemon_ends() {
     daemon.restart();
     daemon.write_config(&on_bridge(Way::Redirect));
     daemon.reload(&["reloaded"]);
-    until(&lab, BEFORE);
+    until_set(&lab, BEFORE);
     daemon.write_config(&on_bridge(Way::Direct));
     daemon.reload(&["reloaded"]);
-    until(&lab, SPARED);
+    until_set(&lab, SPARED);
 }
 
 #[test]
@@ -123,17 +118,15 @@ fn br_netfilter_that_somebody_turns_on_is_turned_off_again_and_new_bridges_of_ot
     let daemon = Daemon::start(&lab, &on_bridge(Way::Direct));
     lab.router.sysctl(&[("bridge/bridge-nf-call-iptables", "1")]);
     daemon.process().wait_for_line(&["bridge-nf-call-iptables had been turned on", "in place again"]);
-    until(&lab, SPARED);
+    until_set(&lab, SPARED);
     passes(&lab, Family::V4);
     lab.router.tool("ip", &["link", "add", "br-12ab", "type", "bridge"], "");
-    let begin = Instant::now();
-    while lab.router.tool("cat", &["/sys/class/net/br-12ab/bridge/nf_call_iptables"], "").trim() != "1" {
-        assert!(begin.elapsed() < PATIENCE, "a new bridge is as it would be without us");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    until("a new bridge is as it would be without us", || {
+        lab.router.tool("cat", &["/sys/class/net/br-12ab/bridge/nf_call_iptables"], "").trim() == "1"
+    });
     lab.router.tool("ip", &["link", "del", "docker0"], "");
     lab.router.tool("ip", &["link", "add", "docker0", "type", "bridge"], "");
-    until(&lab, SPARED);
+    until_set(&lab, SPARED);
     daemon.stop();
     assert_eq!(settings(&lab), BEFORE);
     assert_eq!(lab.router.tool("cat", &["/sys/class/net/br-12ab/bridge/nf_call_iptables"], "").trim(), "0");

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::daemon::{Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::ns::Namespace;
-use crate::process::{Process, TempDir};
+use crate::process::{Process, TempDir, until_within};
 use crate::proxies::nginx;
 use crate::sock::{PATIENCE, connect};
 use crate::socks::{Manners, Socks};
@@ -241,20 +241,19 @@ fn chromium_is_led_by_name_over_quic() {
     command.arg(format!("--user-data-dir={}", profile.path().display())).env("HOME", profile.path());
     command.arg("https://www.video.example/");
     let browser = Process::start(command);
-    let begin = std::time::Instant::now();
-    loop {
-        let sessions = site.daemon.command("sessions", &["--json"]);
-        let udp = sessions.split('{').find(|one| one.contains("\"proto\":\"udp\"") && one.contains(":443"));
-        if let Some(flow) = udp {
-            assert!(
-                flow.contains("\"domain\":\"www.video.example\"") && flow.contains("\"outbound\":\"proxy\""),
-                "{flow}"
-            );
-            break;
-        }
-        assert!(begin.elapsed() < PATIENCE, "no datagram came: {}", browser.said());
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+    let mut flow = None;
+    until_within(
+        PATIENCE,
+        || format!("no datagram came: {}", browser.said()),
+        || {
+            let sessions = site.daemon.command("sessions", &["--json"]);
+            let udp = sessions.split('{').find(|one| one.contains("\"proto\":\"udp\"") && one.contains(":443"));
+            flow = udp.map(str::to_owned);
+            flow.is_some()
+        },
+    );
+    let flow = flow.expect("it has come");
+    assert!(flow.contains("\"domain\":\"www.video.example\"") && flow.contains("\"outbound\":\"proxy\""), "{flow}");
     browser.signal(nix::sys::signal::Signal::SIGTERM);
     browser.wait_end(PATIENCE);
 }

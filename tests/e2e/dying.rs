@@ -9,7 +9,7 @@ use crate::daemon::{Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::passage::{DANTE, microsocks, socks_uci};
 use crate::process::{Process, TempDir};
-use crate::proxies::{HTTP_PORT, at, nginx, passing_on, squid, tinyproxy};
+use crate::proxies::{HTTP_PORT, at, nginx, passing_on, served, squid, tinyproxy};
 use crate::sock::{accept, connect, exchange, listen, read_all, read_n, refusal, until_silent};
 
 /// The network, with a listener for what comes out at its far end.
@@ -77,11 +77,6 @@ fn dies_and_comes_back(
         daemon.wait_idle();
         daemon.stop();
     }
-}
-
-fn served(kind: &str, family: Family, port: u16) -> Uci {
-    let (server, port) = (family.proxy().to_string(), port.to_string());
-    Uci::new(kind).outbound(&[("server", &server), ("port", &port)])
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::daemon::{Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::passage::{dante, microsocks, socks_uci};
 use crate::process::TempDir;
-use crate::proxies::{HTTP_PORT, at, haproxy_before_tinyproxy, passing_on, squid, tinyproxy};
+use crate::proxies::{HTTP_PORT, at, haproxy_before_tinyproxy, passing_on, served, squid, tinyproxy};
 use crate::sock::{accept, connect, listen, read_all};
 
 /// What becomes of the direction that has not ended.
@@ -64,11 +64,6 @@ fn halves_end_apart<S>(
         daemon.wait_idle();
         daemon.stop();
     }
-}
-
-fn served(kind: &str, family: Family, port: u16) -> Uci {
-    let (server, port) = (family.proxy().to_string(), port.to_string());
-    Uci::new(kind).outbound(&[("server", &server), ("port", &port)])
 }
 
 #[test]

@@ -5,14 +5,14 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::daemon::{Daemon, PROGRAM, Uci};
 use crate::lab::{Family, Lab};
 use crate::mirror::{Mirror, seen_by_tcp, seen_by_udp};
 use crate::ns::Namespace;
 use crate::passage::{Way, uci};
-use crate::process::TempDir;
+use crate::process::{TempDir, until_within};
 use crate::sock::{PATIENCE, try_connect, udp};
 
 /// Long enough for an answer that should not come.
@@ -213,11 +213,7 @@ over_both_kinds!(rules_that_somebody_flushes_are_put_back, |tools, lab| {
     let emptied = emptied.write("emptied", "*mangle\nCOMMIT\n");
     tools.run(&lab.router, &format!("iptables-restore {}", emptied.display()));
     tools.run(&lab.router, "ip6tables -t mangle -F PREROUTING");
-    let begin = Instant::now();
-    while tools.state(&lab) != whole {
-        assert!(begin.elapsed() < 4 * PATIENCE, "nobody notices");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    until_within(4 * PATIENCE, || "nobody notices".to_owned(), || tools.state(&lab) == whole);
     daemon.process().wait_for_line(&["rules had been taken away: everything is in place again"]);
     assert_eq!(relayed(&lab, Family::V6, 4_000), [true; 2]);
     assert!(daemon_is_content(tools, &lab, &daemon), "check finds the rules in place");

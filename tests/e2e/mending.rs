@@ -1,13 +1,12 @@
 //! Rules that survive: what others take away is put back, and what depends on the network follows it.
 
-use std::time::Instant;
-
 use crate::daemon::{Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::lifecycle::state;
 use crate::mirror::{Mirror, ask, seen_by_tcp, seen_by_udp};
 use crate::over_ways;
 use crate::passage::{Way, uci};
+use crate::process::until_within;
 use crate::sock::{PATIENCE, connect, udp};
 
 fn nft(lab: &Lab, command: &str) -> String {
@@ -23,15 +22,7 @@ fn sorted(state: &str) -> Vec<&str> {
 
 /// Waits until the kernel lists what `wanted` looks for: longer than for an answer, since rules rest after a mend.
 fn until_state(lab: &Lab, what: &str, wanted: impl Fn(&str) -> bool) {
-    let begin = Instant::now();
-    loop {
-        let state = state(lab);
-        if wanted(&state) {
-            return;
-        }
-        assert!(begin.elapsed() < 4 * PATIENCE, "{what}; there is:\n{state}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    until_within(4 * PATIENCE, || format!("{what}; there is:\n{}", state(lab)), || wanted(&state(lab)));
 }
 
 // Everything is in place: four flows are relayed, and the connection from before goes on.

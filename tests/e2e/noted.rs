@@ -12,7 +12,7 @@ use crate::daemon::{Daemon, PROGRAM, Uci};
 use crate::lab::{Family, Lab};
 use crate::mirror::{self, Mirror, seen_by_tcp};
 use crate::ns::Namespace;
-use crate::process::{Process, TempDir};
+use crate::process::{Process, TempDir, until_within};
 use crate::sock::{PATIENCE, connect, udp, until_listening};
 use crate::socks::{Manners, Socks};
 
@@ -89,15 +89,7 @@ impl Noted {
     }
 
     fn until(&self, what: &str, done: impl Fn() -> bool) {
-        let begin = Instant::now();
-        while !done() {
-            assert!(
-                begin.elapsed() < PATIENCE,
-                "{what}: not within {PATIENCE:?}; it said {}",
-                self.daemon.process().said()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        until_within(PATIENCE, || format!("{what}; it said {}", self.daemon.process().said()), done);
     }
 
     fn lines(&self) -> String {

@@ -15,10 +15,16 @@ use nix::unistd::Pid;
 use crate::sock::PATIENCE;
 
 /// Looks until `done`, but not for ever.
-pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, done: impl FnMut() -> bool) {
+    until_within(PATIENCE, || what.to_owned(), done);
+}
+
+/// Looks until `done`, but not for longer than `limit`: then it fails with what `missing` says. For what nobody tells of, such as
+/// the state of the kernel.
+pub fn until_within(limit: Duration, missing: impl Fn() -> String, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
-        assert!(begin.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(begin.elapsed() < limit, "{}: not within {limit:?}", missing());
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -2,12 +2,19 @@
 
 use std::net::SocketAddr;
 
+use crate::daemon::Uci;
 use crate::lab::{Family, Lab};
 use crate::process::{Process, TempDir};
 use crate::sock::until_listening;
 
 /// Where HTTP proxies listen.
 pub const HTTP_PORT: u16 = 3128;
+
+/// A configuration whose outbound of type `kind` is at one of them.
+pub fn served(kind: &str, family: Family, port: u16) -> Uci {
+    let (server, port) = (family.proxy().to_string(), port.to_string());
+    Uci::new(kind).outbound(&[("server", &server), ("port", &port)])
+}
 
 /// tinyproxy on all addresses. `login`: the `BasicAuth` line, or nothing.
 pub fn tinyproxy(lab: &Lab, files: &TempDir, family: Family, port: u16, login: &str) -> Process {

@@ -223,14 +223,8 @@ fn however_a_greeting_is_cut_nothing_of_what_follows_is_lost() {
 over_ways!(socks5_carries_datagrams_while_its_connection_stands, |_way, family| {
     let lab = Lab::new();
     let _daemon = Daemon::start(&lab, &told("socks5", "direct"));
-    let mut control = connect(&lab.client, at_gate(family));
-    control.write_all(&[5, 1, 0]).expect("greet");
-    read_n(&mut control, 2);
-    control.write_all(&request(3, SocketAddr::new(family.any(), 0))).expect("request");
-    let reply = read_n(&mut control, request(3, at_gate(family)).len());
-    assert_eq!(reply[..3], [5, 0, 0]);
+    let _control = associated(&lab, family);
     let relay = at_gate(family);
-    assert_eq!(reply[3..], request(3, relay)[3..], "the relay is at the listener's own port");
 
     let client = udp(&lab.client, family.client(), 0);
     let mut outside = Vec::new();
@@ -256,6 +250,7 @@ fn associated(lab: &Lab, family: Family) -> TcpStream {
     control.write_all(&request(3, SocketAddr::new(family.any(), 0))).expect("request");
     let reply = read_n(&mut control, request(3, at_gate(family)).len());
     assert_eq!(reply[..3], [5, 0, 0]);
+    assert_eq!(reply[3..], request(3, at_gate(family))[3..], "the relay is at the listener's own port");
     control
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::daemon::{Daemon, Uci};
 use crate::lab::{Family, Lab};
 use crate::process::{Process, TempDir};
-use crate::proxies::{HTTP_PORT, tinyproxy};
+use crate::proxies::{HTTP_PORT, served, tinyproxy};
 use crate::sock::{PATIENCE, accept, connect, listen};
 use crate::socks::{Manners, Socks};
 
@@ -72,17 +72,15 @@ impl Ground {
         let (lab, files) = (Lab::new(), TempDir::new());
         let family = Family::V4;
         let server = family.proxy().to_string();
-        let served =
-            |kind: &str, port: u16| Uci::new(kind).outbound(&[("server", &server), ("port", &port.to_string())]);
         let (mut proxy, mut socks) = (None, None);
         let start_socks = || Socks::start(&lab.server, family.proxy(), 1_080, Manners::default());
         let uci = match exit {
             Exit::Direct => Uci::new("direct"),
             Exit::Redirect => Uci::new("direct").listener(&[("mode", "redirect")]),
-            Exit::Forward => served("forward", 8_000),
+            Exit::Forward => served("forward", family, 8_000),
             Exit::Socks5 => {
                 socks = Some(start_socks());
-                served("socks5", 1_080)
+                served("socks5", family, 1_080)
             }
             Exit::Group => {
                 socks = Some(start_socks());
@@ -93,7 +91,7 @@ impl Ground {
             }
             Exit::Http => {
                 proxy = Some(tinyproxy(&lab, &files, family, HTTP_PORT, ""));
-                served("http", HTTP_PORT)
+                served("http", family, HTTP_PORT)
             }
             #[cfg(feature = "shadowsocks")]
             Exit::Shadowsocks => {
@@ -101,7 +99,7 @@ impl Ground {
                 command.args(["-s", &server, "-p", "8388", "-k", "secret", "-m", "aes-128-gcm", "-u", "-t", "60"]);
                 proxy = Some(Process::start(command));
                 crate::sock::until_listening(&lab.server, SocketAddr::new(family.proxy(), 8_388));
-                served("shadowsocks", 8_388).outbound(&[("method", "aes-128-gcm"), ("password", "secret")])
+                served("shadowsocks", family, 8_388).outbound(&[("method", "aes-128-gcm"), ("password", "secret")])
             }
         };
         let daemon = launch(&lab, &change(uci));
