@@ -167,24 +167,15 @@ impl<'a> Checked<'a> {
                 let (title, chosen) = (&self.title, word.text);
                 report.error(line, format!("{title}: option '{name}' belongs to {selector} {only}, not to '{chosen}'"));
             } else if type_is_built && self.of.selector != Some(name) {
-                let asked = values.iter().find_map(|(_, value)| match value {
+                let lacking = values.iter().find_map(|(_, value)| match value {
                     Value::Word(word) if !word.built => Some(word.text),
                     _ => None,
                 });
-                if option.built && asked.is_none() {
-                    continue;
+                if let Some(word) = lacking {
+                    report.error(line, format!("{} {name} '{word}' is not in this build", self.of.name));
                 }
-                let asked = asked.map(str::to_owned).or_else(|| self.as_written(name));
-                let asked = asked.map(|asked| format!(" '{}'", shown(&asked))).unwrap_or_default();
-                report.error(line, format!("{} {name}{asked} is not in this build", self.of.name));
             }
         }
-    }
-
-    fn as_written(&self, name: &str) -> Option<String> {
-        let setting = self.section.settings.iter().find(|setting| setting.name == name)?;
-        let texts: Vec<&str> = setting.values.iter().map(|(_, text)| text.as_str()).collect();
-        Some(texts.join(" "))
     }
 
     /// The section's name; empty for an anonymous one, which has been reported where a name is needed.

@@ -32,8 +32,6 @@ pub struct Opt {
     pub many: bool,
     /// The values of the section's selector that it belongs to; empty: all.
     pub only: &'static [&'static str],
-    /// False if this build knows only its default, and refuses the rest by name.
-    pub built: bool,
     /// One line about it.
     pub help: &'static str,
 }
@@ -51,14 +49,14 @@ impl Opt {
 }
 
 const fn opt(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Opt {
-    Opt { name, kind, default, many: false, only: &[], built: true, help }
+    Opt { name, kind, default, many: false, only: &[], help }
 }
 
 const fn has(text: &'static str) -> Word {
     Word { text, built: true }
 }
 
-const fn later(text: &'static str) -> Word {
+const fn lacks(text: &'static str) -> Word {
     Word { text, built: false }
 }
 
@@ -81,7 +79,7 @@ const TYPES: &[Word] = &[
     has("forward"),
     has("socks5"),
     has("http"),
-    if cfg!(feature = "shadowsocks") { has("shadowsocks") } else { later("shadowsocks") },
+    if cfg!(feature = "shadowsocks") { has("shadowsocks") } else { lacks("shadowsocks") },
     has("group"),
     has("reject"),
     has("drop"),
